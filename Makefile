@@ -1,0 +1,44 @@
+# All that a fresh machine needs is a Python >= 3.11: `make test` and `make demo` set up the rest.
+# Another Python: make PYTHON=/path/to/python test
+
+.DEFAULT_GOAL := help
+.PHONY: help env test lint format demo bench gpu clean
+
+export PYTHON
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' Makefile
+
+env: .venv/.stamp ## Make .venv from requirements.lock
+
+test: lint ## Lint, then run the tests
+	.venv/bin/pytest -q
+
+lint: .venv/.stamp ## Check style, format and types
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/pyright
+
+format: .venv/.stamp ## Format, and fix what can be fixed
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+
+demo: .venv/.stamp ## Run the example
+	.venv/bin/python examples/marginals.py
+
+bench: .venv-bench/.stamp ## Run the benchmark, beside other libraries
+	.venv-bench/bin/python benchmarks/assignments.py
+
+gpu: ## Run the GPU tests and the benchmark, with the machine's own torch if it sees a GPU
+	scripts/gpu
+
+clean: ## Remove all that make made
+	rm -rf .venv .venv-bench .tools .hypothesis .pytest_cache .ruff_cache build dist
+
+.venv/.stamp: pyproject.toml requirements.lock scripts/bootstrap
+	scripts/bootstrap .venv
+	@touch $@
+
+.venv-bench/.stamp: pyproject.toml requirements.lock scripts/bootstrap
+	scripts/bootstrap .venv-bench bench
+	@touch $@

@@ -1,0 +1,1 @@
+"""prototile: self-supervised vision models whose representations are clusters."""

@@ -1,0 +1,306 @@
+"""Assignments: rows of softmax over prototypes that are never a matrix unless somebody reads them.
+
+n rows (v views x b images, view-major), d dims, k prototypes.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from prototile import distributed
+from prototile.assignments import coupled, plan, reductions
+from prototile.assignments.scratch import Loan, borrow, budget
+from prototile.assignments.tiles import Adjustment, Logits, spans, widest_logit
+
+
+@dataclass(frozen=True)
+class Held:
+    """The products <embedding, prototype> of these very tensors, kept in scratch memory."""
+
+    embeddings: Tensor
+    prototypes: Tensor
+    scores: Float[Tensor, "n k"]
+    loan: Loan
+
+
+@dataclass(frozen=True)
+class Assignments:
+    """Lazily: rows of softmax(embeddings @ prototypes.T / temperature + offset).
+
+    Every target and prediction of the clustering family has this form: DINO's centre, probability centring,
+    Sinkhorn's column potentials and the vMF normaliser are offsets, sharpening is a temperature.
+
+    The rows are view-major where there are several views. `offset` has one number per prototype, or one row of
+    numbers per view (views balanced separately, as in SwAV). Nothing is normalised here: pass unit vectors for
+    cosines. A zero row is as close to one prototype as to another; non-finite numbers are refused where they
+    are used. Half precision is computed in float32, whatever the autocast.
+    """
+
+    embeddings: Float[Tensor, "n d"]
+    prototypes: Float[Tensor, "k d"]
+    temperature: float
+    offset: Float[Tensor, "v k"] | Float[Tensor, " k"] | None = None
+    adjustment: Adjustment | None = None
+    held: Held | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.embeddings.shape[-1] != self.prototypes.shape[-1]:
+            raise ValueError(
+                f"embeddings have {self.embeddings.shape[-1]} dims but prototypes have "
+                f"{self.prototypes.shape[-1]}; the head's output size must be the prototypes'"
+            )
+        if not self.temperature > 0:
+            raise ValueError(f"a temperature must be positive, got {self.temperature}")
+        if self.offset is not None and self.offset.shape[-1] != self.num_prototypes:
+            raise ValueError(
+                f"the offset has {self.offset.shape[-1]} entries for {self.num_prototypes} prototypes"
+            )
+        if self.offset is not None and self.offset.ndim == 2 and len(self) % self.offset.shape[0]:
+            raise ValueError(f"{len(self)} rows do not divide into the {self.offset.shape[0]} views of the offset")
+        held = self.held
+        if held is not None and not (
+            held.embeddings is self.embeddings and held.prototypes is self.prototypes
+        ):
+            object.__setattr__(self, "held", None)  # `replace` gave other tensors: these products are not theirs
+
+    def __len__(self) -> int:
+        return self.embeddings.shape[0]
+
+    @property
+    def num_prototypes(self) -> int:
+        return self.prototypes.shape[0]
+
+    # ------------------------------------------------------------------ other assignments of the same rows
+    def detach(self) -> "Assignments":
+        """The same assignments as constants."""
+        offset = None if self.offset is None else self.offset.detach()
+        held = self.held
+        constant = replace(
+            self, embeddings=self.embeddings.detach(), prototypes=self.prototypes.detach(), offset=offset
+        )
+        if held is not None:
+            held = replace(held, embeddings=constant.embeddings, prototypes=constant.prototypes)
+        return replace(constant, held=held)
+
+    def shift(self, offset: Tensor) -> "Assignments":
+        """With this added to the offset."""
+        offset = offset.to(self.embeddings.dtype if self.offset is None else self.offset.dtype)
+        return replace(self, offset=offset if self.offset is None else self.offset + offset)
+
+    def view(self, index: int, views: int) -> "Assignments":
+        """The rows of one of so many views."""
+        if len(self) % views:
+            raise ValueError(f"{len(self)} rows do not divide into {views} views")
+        if self.adjustment is not None:
+            raise ValueError("adjusted assignments cannot be split into views")
+        size = len(self) // views
+        rows = slice(index * size, (index + 1) * size)
+        part = replace(self, embeddings=self.embeddings[rows])
+        if self.offset is not None and self.offset.ndim == 2:
+            part = replace(part, offset=self.offset[index * self.offset.shape[0] // views])
+        if self.held is not None:
+            held = replace(self.held, embeddings=part.embeddings, scores=self.held.scores[rows])
+            part = replace(part, held=held)
+        return part
+
+    def leading(self, views: int, of: int) -> "Assignments":
+        """The rows of the first `views` out of `of` views (SwAV: the global ones, which are also targets)."""
+        rows = slice(0, len(self) // of * views)
+        if self.offset is not None and self.offset.ndim == 2 or self.adjustment is not None:
+            raise ValueError("only assignments with one offset for all views have leading views")
+        part = replace(self, embeddings=self.embeddings[rows])
+        if self.held is not None:
+            held = replace(self.held, embeddings=part.embeddings, scores=self.held.scores[rows])
+            part = replace(part, held=held)
+        return part
+
+    def hold(self) -> "Assignments":
+        """With the products <embedding, prototype> kept, n x k numbers, until nobody uses them any more.
+
+        All that is derived from the result (another temperature or offset, leading views) uses them too instead
+        of multiplying again. Worth it where targets and predictions share their logits (SwAV), and in Sinkhorn,
+        which holds by itself what fits the scratch budget.
+        """
+        if self.held is not None:
+            return self
+        z, w = self._operands()
+        loan = borrow(len(self) * self.num_prototypes, z)
+        scores = torch.mm(z, w.T, out=loan.tensor.view(len(self), self.num_prototypes))
+        return replace(self, held=Held(self.embeddings, self.prototypes, scores, loan))
+
+    def hold_within_budget(self) -> "Assignments":
+        """Held, if that fits the scratch budget."""
+        size = len(self) * self.num_prototypes * max(4, self.embeddings.element_size())
+        return self.hold() if size <= budget(self.prototypes) else self
+
+    # ---------------------------------------------------------------------------- without a matrix
+    def mean(self) -> Float[Tensor, " k"]:
+        """The marginal: the mean assignment over the rows of all ranks. Differentiable."""
+        if plan.forced_backend() == "naive":
+            sums = self.probabilities().sum(0)
+        else:
+            z, w, offset = self.differentiable()
+            sums = coupled.column_sums(z, w, offset, self.tiled())
+        return distributed.mean_rows(sums, len(self))
+
+    def row_logsumexp(self) -> Float[Tensor, " n"]:
+        """log sum_k exp(logit), per row. Not differentiable."""
+        return reductions.row_logsumexp(self.tiled())
+
+    def column_logsumexp(self, potential: Float[Tensor, " n"] | None = None) -> Float[Tensor, " k"]:
+        """log sum_n exp(logit + potential_n), per prototype, over the rows of all ranks. Not differentiable.
+
+        With minus the rows' log-sum-exps as potential: the log of the summed assignments, exact where a sum of
+        probabilities would underflow.
+        """
+        return distributed.logsumexp(reductions.column_logsumexp(self.tiled(), potential))
+
+    def log_mean(self) -> Float[Tensor, " k"]:
+        """log of `mean`, computed as log-sum-exps. Not differentiable."""
+        rows = distributed.count(len(self), self.embeddings.device)
+        return self.column_logsumexp(-self.row_logsumexp()) - math.log(rows)
+
+    def hard(self) -> Int[Tensor, " n"]:
+        """The most probable prototype of every row (the first, among equals)."""
+        return reductions.argmax(self.tiled())[0]
+
+    def counts(self) -> Int[Tensor, " k"]:
+        """How many rows of all ranks have each prototype as their most probable one."""
+        return distributed.sum(torch.bincount(self.hard(), minlength=self.num_prototypes))
+
+    def entropy(self) -> Float[Tensor, ""]:
+        """The mean entropy of an assignment, over all ranks. Differentiable (block by block, recomputed)."""
+        rows = max(1, budget(self.prototypes) // (8 * 4 * self.num_prototypes))
+        if self.adjustment is not None or (self.offset is not None and self.offset.ndim == 2):
+            raise ValueError("the entropy of adjusted assignments is not defined here; use `probabilities`")
+        total = self.embeddings.new_zeros(())
+        for start, stop in spans(len(self), rows):
+            block = replace(self, embeddings=self.embeddings[start:stop])
+            total = total + checkpoint(_summed_entropy, block, use_reentrant=False)
+        return distributed.mean_rows(total, len(self))
+
+    def confidence(self) -> Float[Tensor, ""]:
+        """The mean probability of the most probable prototype, over all ranks. Not differentiable."""
+        logits = self.tiled()
+        top = (reductions.argmax(logits)[1] - reductions.row_logsumexp(logits)).exp()
+        return distributed.mean_rows(top.sum(), len(self))
+
+    def tiled(self, views: int = 1, dtype: torch.dtype | None = None) -> Logits:
+        """What the backends read: detached logits, written tile by tile; `views` says how the rows divide."""
+        z, w = self._operands(dtype)
+        views = self.offset.shape[0] if self.offset is not None and self.offset.ndim == 2 else views
+        offset, peak = None, z.new_zeros(len(self), 1)
+        widest = _widest(z, w) / self.temperature
+        if self.offset is not None:
+            offset = self.offset.detach().to(z).reshape(-1, self.num_prototypes)
+            if self.adjustment is None:
+                highest = offset.amax(1, keepdim=True)
+                offset = offset - highest
+                peak = highest.repeat_interleave(len(self) // len(highest), 0)
+        if self.adjustment is not None:
+            widest = self.adjustment.bound
+        scores = None if self.held is None else self.held.scores.to(z.dtype).unflatten(0, (views, -1))
+        logits = Logits(
+            rows=z / self.temperature,
+            prototypes=w,
+            offset=offset,
+            peak=peak,
+            views=views,
+            adjustment=self.adjustment,
+            scores=scores,
+            temperature=self.temperature,
+        )
+        safe = widest <= widest_logit(self.num_prototypes, z.dtype)
+        return logits if safe else logits.shifted_by_maximum()
+
+    def differentiable(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The operands with their graph, in the dtype in which they are computed."""
+        dtype = self.dtype
+        offset = None if self.offset is None else self.offset.to(dtype)
+        if not torch.is_grad_enabled():  # spares the backends from forming gradients in their forward pass
+            return *self._operands(), None if offset is None else offset.detach()
+        return self.embeddings.to(dtype), self.prototypes.to(dtype), offset
+
+    def _operands(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+        dtype = dtype or self.dtype
+        return self.embeddings.detach().to(dtype), self.prototypes.detach().to(dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which these assignments are computed: at least float32."""
+        return torch.promote_types(
+            torch.promote_types(self.embeddings.dtype, self.prototypes.dtype), torch.float32
+        )
+
+    # ------------------------------------------------------------------------- dense: to read, plot and test
+    def similarities(self) -> Float[Tensor, "n k"]:
+        """The products <embedding, prototype>: cosines, for unit vectors. Dense and differentiable."""
+        z, w, _ = self.differentiable()
+        with torch.autocast(z.device.type, enabled=False):
+            return z @ w.T
+
+    def logits(self) -> Float[Tensor, "n k"]:
+        """Dense and differentiable."""
+        logits = self.similarities() / self.temperature
+        adjustment = self.adjustment
+        if adjustment is not None:
+            logits = logits * adjustment.scale
+        if self.offset is not None:
+            offset = self.offset.to(logits).reshape(-1, self.num_prototypes)
+            logits = (logits.unflatten(0, (len(offset), -1)) + offset[:, None]).flatten(0, 1)
+        if adjustment is not None and adjustment.winner is not None:
+            won = torch.arange(self.num_prototypes, device=logits.device) == adjustment.winner[:, None]
+            logits = torch.where(won, logits * adjustment.boost, logits)
+        return logits if adjustment is None else logits.clamp(-adjustment.bound, adjustment.bound)
+
+    def log_probabilities(self) -> Float[Tensor, "n k"]:
+        """Dense and differentiable."""
+        return self.logits().log_softmax(-1)
+
+    def probabilities(self) -> Float[Tensor, "n k"]:
+        """Dense and differentiable."""
+        return self.log_probabilities().exp()
+
+
+def dense(scores: Float[Tensor, "n k"], temperature: float = 1.0) -> Assignments:
+    """Assignments whose logits are a given matrix of scores (an outside model's outputs, say) / temperature.
+
+    The scores stand as embeddings on one-hot prototypes; the gradient reaches them.
+    """
+    prototypes = torch.eye(scores.shape[-1], dtype=scores.dtype, device=scores.device)
+    return Assignments(scores, prototypes, temperature)
+
+
+def smooth(assignments: Assignments, amount: float) -> Assignments:
+    """Dense assignments with probabilities (1 - amount) p + amount / K: label smoothing, as MSN's code has it."""
+    if not 0 <= amount < 1:
+        raise ValueError(f"the amount of smoothing lies in [0, 1), got {amount}")
+    p = assignments.probabilities()
+    return dense(((1 - amount) * p + amount / p.shape[-1]).log())
+
+
+def _summed_entropy(block: Assignments) -> Tensor:
+    log_p = block.log_probabilities()
+    return -(log_p.exp() * log_p).sum()
+
+
+def _widest(z: Tensor, w: Tensor) -> float:
+    """A bound of |<z_n, w_k>|, or an error where a number is not finite."""
+    bound = 1.0
+    for name, x in (("embeddings", z), ("prototypes", w)):
+        norms = [torch.linalg.vector_norm(part, dim=1).max() for part in _parts(x)]
+        norm = float(torch.stack(norms).max()) if norms else 0.0
+        if not norm < float("inf"):
+            raise ValueError(f"the {name} hold numbers that are not finite (NaN or infinity)")
+        bound *= norm
+    return bound
+
+
+def _parts(x: Tensor) -> Iterator[Tensor]:
+    for start, stop in spans(x.shape[0], 65536):
+        yield x[start:stop]

@@ -1,0 +1,80 @@
+"""Cross-entropy between assignments: the checks, and the choice of a backend."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from prototile import distributed
+from prototile.assignments import naive
+from prototile.assignments.coupled import CrossEntropy, CrossEntropyAndColumnSums, Problem
+from prototile.assignments.decoupled import CrossEntropyByRows
+from prototile.assignments.lazy import Assignments
+from prototile.assignments.pairs import Pairs
+from prototile.assignments.plan import choose, forced_backend
+
+
+@torch.compiler.disable
+def cross_entropy(student: Assignments, targets: Assignments, pairs: Pairs) -> Float[Tensor, ""]:
+    r"""$\sum_{t,s,b} M_{ts}\, r_b\, H(q_{tb}, p_{sb})$ with $H(q, p) = -\sum_k q_k \log p_k$, without n x k numbers.
+
+    The targets are constants. Gradients reach the student's embeddings, prototypes and offset. Each rank
+    returns its own rows' loss; averaging gradients over ranks gives the gradient of the whole batch. No rows (an
+    empty mask) give 0, with zero gradients. Equals `naive.cross_entropy`; memory is the scratch budget's
+    (`scratch_budget`), beside the gradients themselves.
+    """
+    _check(student, targets, pairs)
+    if forced_backend() == "naive":
+        return naive.cross_entropy(student, targets, pairs)
+    problem = _problem(student, targets, pairs, mean=False)
+    backend = CrossEntropyByRows if problem.plan.backend == "row" else CrossEntropy
+    with torch.autocast(student.embeddings.device.type, enabled=False):
+        return backend.apply(*student.differentiable(), problem)  # type: ignore[return-value]
+
+
+@torch.compiler.disable
+def cross_entropy_and_mean(
+    student: Assignments, targets: Assignments, pairs: Pairs
+) -> tuple[Float[Tensor, ""], Float[Tensor, " k"]]:
+    """`cross_entropy` and `student.mean()` in one pass, for methods that penalise the marginal (MSN, PMSN)."""
+    _check(student, targets, pairs)
+    if forced_backend() == "naive":
+        return naive.cross_entropy(student, targets, pairs), student.mean()
+    problem = _problem(student, targets, pairs, mean=True)
+    with torch.autocast(student.embeddings.device.type, enabled=False):
+        loss, sums = CrossEntropyAndColumnSums.apply(*student.differentiable(), problem)  # type: ignore[misc]
+    return loss, distributed.mean_rows(sums, len(student))
+
+
+def _problem(student: Assignments, targets: Assignments, pairs: Pairs, *, mean: bool) -> Problem:
+    teacher_views, student_views = len(pairs.views), len(pairs.views[0])
+    logits = student.tiled(student_views)
+    rows = pairs.row_weights(logits.rows)
+    return Problem(
+        student=logits,
+        teacher=targets.tiled(teacher_views, student.dtype),
+        weights=pairs.table(rows),
+        rows=rows,
+        plan=choose(logits, teacher_views, mean=mean),
+    )
+
+
+def _check(student: Assignments, targets: Assignments, pairs: Pairs) -> None:
+    teacher_views, student_views = len(pairs.views), len(pairs.views[0])
+    if student.num_prototypes != targets.num_prototypes:
+        raise ValueError(
+            f"the student has {student.num_prototypes} prototypes but the targets have {targets.num_prototypes}"
+        )
+    for name, a, views in (("student", student, student_views), ("targets", targets, teacher_views)):
+        if len(a) % views:
+            raise ValueError(f"the {name}'s {len(a)} rows do not divide into the {views} views of the pairs")
+    if len(student) // student_views != len(targets) // teacher_views:
+        raise ValueError(
+            f"the student has {len(student) // student_views} rows per view but the targets have "
+            f"{len(targets) // teacher_views}; the pairs are for {teacher_views} x {student_views} views"
+        )
+    if student.adjustment is not None or (student.offset is not None and student.offset.ndim == 2):
+        raise ValueError("only targets may be adjusted or have an offset per view, not the student")
+    if targets.offset is not None and targets.offset.ndim == 2 and targets.offset.shape[0] != teacher_views:
+        raise ValueError(
+            f"the targets were balanced in {targets.offset.shape[0]} views but are paired in {teacher_views}"
+        )

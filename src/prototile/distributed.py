@@ -1,0 +1,87 @@
+"""Sums, means, log-sum-exps and gathers over ranks; the identity where there is one process.
+
+The only module that imports `torch.distributed`. One convention makes two ranks equal one: every rank
+returns a loss whose *mean over ranks* is the loss of the whole batch, which is what DistributedDataParallel
+assumes when it averages gradients. `sum` and `gather` are differentiable in that convention: their backward
+sums the incoming gradients over ranks. (`torch.distributed.nn.functional` did this, and is deprecated.)
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def world_size() -> int:
+    """The number of ranks; 1 outside a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's rank; 0 outside a process group."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def sum(x: Tensor) -> Tensor:
+    """The sum of `x` over ranks, differentiable."""
+    return x if world_size() == 1 else _Sum.apply(x)  # type: ignore[return-value]
+
+
+def mean_rows(total: Tensor, rows: int) -> Tensor:
+    """The mean over all rows of all ranks, from this rank's sum of its `rows` rows; ranks may differ in rows."""
+    if world_size() == 1:
+        return total / rows
+    return sum(total) / sum(torch.tensor(float(rows), dtype=total.dtype, device=total.device))
+
+
+def count(rows: int, device: torch.device) -> int:
+    """The number of rows over all ranks."""
+    return rows if world_size() == 1 else int(sum(torch.tensor(rows, device=device)))
+
+
+@torch.no_grad()
+def logsumexp(x: Tensor) -> Tensor:
+    """log of the sum of exp(x) over ranks, elementwise; not differentiable."""
+    if world_size() == 1:
+        return x
+    peak = x.clone()
+    dist.all_reduce(peak, dist.ReduceOp.MAX)
+    peak = torch.where(peak.isfinite(), peak, torch.zeros_like(peak))
+    return sum((x - peak).exp()).log() + peak
+
+
+def gather(x: Tensor) -> Tensor:
+    """The rows of all ranks, in the order of ranks, differentiable. Ranks must hold equally many rows."""
+    return x if world_size() == 1 else _Gather.apply(x)  # type: ignore[return-value]
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> Tensor:
+        grad = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(grad)
+        return grad
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        ctx.rows = x.shape[0]
+        parts = [torch.empty_like(x) for _ in range(world_size())]
+        dist.all_gather(parts, x)
+        return torch.cat(parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> Tensor:
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        return grad[rank() * ctx.rows : (rank() + 1) * ctx.rows]

@@ -1,0 +1,244 @@
+"""Prototypes, and the MLPs that lead from a backbone's features to the space they live in.
+
+n rows, d dims, k prototypes. Linear layers start from a truncated normal of standard deviation 0.02 and bias 0.
+
+    head                   layers (paper scale)                                              used by
+    dino_head              d-2048-2048-256, GELU, batch norm optional                        DINO, iBOT, EsViT, DINOv2
+    msn_head               d-2048-2048-256, batch norm, GELU                                 MSN, PMSN
+    swav_head              d-2048-128, batch norm, ReLU                                      SwAV
+    ExCBHead               d-2048-2048-256, and a predictor 256-2048-256                     ExCB
+    simclr_head            d-2048-128, ReLU                                                  SimCLR
+    vicreg_head            d-8192-8192-8192, batch norm, ReLU, last layer without bias       VICReg, Barlow Twins
+    simsiam_projector      d-2048-2048-2048, batch norm after every layer                    SimSiam
+    simsiam_predictor      2048-512-2048                                                     SimSiam
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from prototile.assignments import Assignments
+from prototile.precision import wide
+from prototile.vmf import log_normalizer, log_normalizer_at_zero
+
+
+class Prototypes(nn.Module):
+    r"""K prototypes $w_k = g_k\, v_k / \|v_k\|$; called with embeddings, it gives their assignments.
+
+    gain             norms g                          used by
+    "one"            frozen at 1: cosines             DINO (`norm_last_layer`), MSN, ExCB
+    "learned"        learned, from 1                  DINO without `norm_last_layer`, DINOv2
+    "free"           none: w = v as it stands         SwAV, with `renormalize_()` before every step
+
+    `vmf=True` makes the norms concentrations, $\kappa_k = \|w_k\| / \tau$, by the offset $\log C_d(\kappa_k)$ (Govindarajan et al.
+    2023; the constant $\log C_d(0)$ is left out, a softmax does not see it); it needs gains that can differ.
+
+    Embeddings are L2-normalised here. Directions start from a truncated normal; their gradient is orthogonal to them
+    where a gain is kept. `directions` are what diagnostics and KoLeo-proto look at, whatever the gain.
+    """
+
+    def __init__(self, dims: int, num_prototypes: int, *, gain: str = "one", vmf: bool = False):
+        super().__init__()
+        if num_prototypes < 1 or dims < 1:
+            raise ValueError(f"there must be at least one prototype and one dim, got {num_prototypes} and {dims}")
+        if gain not in ("one", "learned", "free"):
+            raise ValueError(f"gain must be 'one', 'learned' or 'free', got {gain!r}")
+        if vmf and gain == "one":
+            raise ValueError("vmf needs norms that can differ: gain must be 'learned' or 'free'")
+        self.vmf = vmf
+        self.vectors = nn.Parameter(nn.init.trunc_normal_(torch.empty(num_prototypes, dims), std=0.02))
+        self.gain = nn.Parameter(torch.ones(num_prototypes)) if gain == "learned" else None
+        self.normalized = gain != "free"
+        if not self.normalized:
+            self.renormalize_()
+
+    def forward(self, embeddings: Float[Tensor, "n d"], temperature: float, *, frozen: bool = False) -> Assignments:
+        """The assignments of these rows; `frozen` makes prototypes constants in it."""
+        weights = self.weights()
+        weights = weights.detach() if frozen else weights
+        offset = None
+        if self.vmf:
+            kappa = torch.linalg.vector_norm(wide(weights), dim=-1) / temperature
+            dims = weights.shape[1]
+            offset = (log_normalizer(kappa, dims) - log_normalizer_at_zero(dims)).to(wide(weights).dtype)
+        return Assignments(F.normalize(wide(embeddings), dim=-1), weights, temperature, offset)
+
+    def weights(self) -> Float[Tensor, "k d"]:
+        """The prototypes, with their norms."""
+        if not self.normalized:
+            return self.vectors
+        directions = F.normalize(self.vectors, dim=-1)
+        return directions if self.gain is None else self.gain[:, None] * directions
+
+    def directions(self) -> Float[Tensor, "k d"]:
+        """The prototypes as unit vectors."""
+        return F.normalize(self.vectors, dim=-1)
+
+    @torch.no_grad()
+    def renormalize_(self) -> None:
+        """Puts the vectors back on the unit sphere; with free gains, to be called before every step (SwAV)."""
+        self.vectors.copy_(F.normalize(self.vectors, dim=-1))
+
+
+def mlp(
+    widths: Sequence[int],
+    *,
+    activation: Callable[[], nn.Module] = nn.GELU,
+    batch_norm: bool = False,
+    hidden_bias: bool = True,
+    last_bias: bool = True,
+) -> nn.Sequential:
+    """Linear layers of these widths; (batch norm and) activation between them, nothing after the last."""
+    layers: list[nn.Module] = []
+    for i in range(len(widths) - 1):
+        last = i == len(widths) - 2
+        layers.append(_linear(widths[i], widths[i + 1], bias=last_bias if last else hidden_bias))
+        if not last:
+            layers += [nn.BatchNorm1d(widths[i + 1])] if batch_norm else []
+            layers.append(activation())
+    return nn.Sequential(*layers)
+
+
+def dino_head(
+    dims: int, *, hidden: int = 2048, bottleneck: int = 256, layers: int = 3, batch_norm: bool = False
+) -> nn.Sequential:
+    """Caron et al. 2021; batch norm for convolutional backbones. Prototypes follow, behind an L2 normalisation."""
+    if layers < 1:
+        raise ValueError(f"a head needs at least one layer, got {layers}")
+    return mlp([dims, *[hidden] * (layers - 1), bottleneck], batch_norm=batch_norm)
+
+
+def msn_head(dims: int, *, hidden: int = 2048, bottleneck: int = 256) -> nn.Sequential:
+    """Assran et al. 2022."""
+    return mlp([dims, hidden, hidden, bottleneck], batch_norm=True)
+
+
+def swav_head(dims: int, *, hidden: int = 2048, bottleneck: int = 128) -> nn.Sequential:
+    """Caron et al. 2020."""
+    return mlp([dims, hidden, bottleneck], activation=nn.ReLU, batch_norm=True)
+
+
+def simclr_head(dims: int, *, hidden: int = 2048, bottleneck: int = 128) -> nn.Sequential:
+    """Chen et al. 2020."""
+    return mlp([dims, hidden, bottleneck], activation=nn.ReLU)
+
+
+def vicreg_head(dims: int, *, hidden: int = 8192, layers: int = 3) -> nn.Sequential:
+    """Bardes et al. 2022, the expander."""
+    return mlp([dims, *[hidden] * layers], activation=nn.ReLU, batch_norm=True, last_bias=False)
+
+
+def simsiam_projector(dims: int, *, hidden: int = 2048) -> nn.Sequential:
+    """Chen & He 2021; the last batch norm has no parameters, so the bias before it is left out."""
+    layers = mlp([dims, hidden, hidden, hidden], activation=nn.ReLU, batch_norm=True, hidden_bias=False, last_bias=False)
+    return layers.append(nn.BatchNorm1d(hidden, affine=False))
+
+
+def simsiam_predictor(dims: int = 2048, *, hidden: int = 512) -> nn.Sequential:
+    """Chen & He 2021."""
+    return mlp([dims, hidden, dims], activation=nn.ReLU, batch_norm=True, hidden_bias=False)
+
+
+class TokenAssignments(NamedTuple):
+    """Of class tokens and of patch tokens."""
+
+    cls: Assignments
+    patches: Assignments
+
+
+class IBOTHead(nn.Module):
+    """One MLP for class and patch tokens, and prototypes that they share or not (Zhou et al. 2022).
+
+    Both sides' temperatures are arguments; the student's and the teacher's head are made alike, so `shared` decides
+    for both (the official default is shared prototypes).
+    """
+
+    def __init__(
+        self,
+        dims: int,
+        num_prototypes: int = 8192,
+        *,
+        num_patch_prototypes: int | None = None,
+        hidden: int = 2048,
+        bottleneck: int = 256,
+        gain: str = "one",
+        vmf: bool = False,
+        batch_norm: bool = False,
+        shared: bool = True,
+    ):
+        super().__init__()
+        if shared and num_patch_prototypes not in (None, num_prototypes):
+            raise ValueError("shared prototypes are as many for patches as for class tokens; pass shared=False")
+        self.mlp = dino_head(dims, hidden=hidden, bottleneck=bottleneck, batch_norm=batch_norm)
+        self.prototypes = Prototypes(bottleneck, num_prototypes, gain=gain, vmf=vmf)
+        self.patch_prototypes = (
+            None if shared else Prototypes(bottleneck, num_patch_prototypes or num_prototypes, gain=gain, vmf=vmf)
+        )
+
+    def forward(
+        self, cls: Float[Tensor, "n d"], patches: Float[Tensor, "m d"], temperature: float, patch_temperature: float
+    ) -> TokenAssignments:
+        """`patches` are gathered rows: only the masked ones need to come here."""
+        patch_prototypes = self.prototypes if self.patch_prototypes is None else self.patch_prototypes
+        return TokenAssignments(
+            self.prototypes(self.mlp(cls), temperature), patch_prototypes(self.mlp(patches), patch_temperature)
+        )
+
+
+class ExCBAssignments(NamedTuple):
+    """`learning`: projections of global crops, on prototypes that learn. The others see prototypes as constants."""
+
+    learning: Assignments
+    local: Assignments
+    predicted: Assignments
+
+
+class ExCBHead(nn.Module):
+    """Projector, predictor and prototypes, with the rule who may move the prototypes (ExCB, supplementary material).
+
+    Prototypes learn from the projections of global crops alone: those of local crops and all predictions see them as
+    constants. Features always receive gradient, and the predictor's passes on into the projector. Convolutional
+    backbones use batch norm and ReLU; transformers neither, and GELU.
+    """
+
+    def __init__(
+        self,
+        dims: int,
+        num_prototypes: int = 65536,
+        *,
+        hidden: int = 2048,
+        bottleneck: int = 256,
+        layers: int = 2,
+        activation: Callable[[], nn.Module] = nn.ReLU,
+        batch_norm: bool = True,
+    ):
+        super().__init__()
+        self.projector = mlp([dims, *[hidden] * layers, bottleneck], activation=activation, batch_norm=batch_norm)
+        self.predictor = mlp([bottleneck, hidden, bottleneck], activation=activation, batch_norm=batch_norm)
+        if batch_norm:
+            self.predictor.insert(0, nn.BatchNorm1d(bottleneck))
+        self.prototypes = Prototypes(bottleneck, num_prototypes)
+
+    def forward(
+        self, global_features: Float[Tensor, "n d"], local_features: Float[Tensor, "m d"], temperature: float
+    ) -> ExCBAssignments:
+        """Predictions are view-major like the features: global crops, then local ones."""
+        projections = self.projector(global_features), self.projector(local_features)
+        predictions = torch.cat([self.predictor(part) for part in projections if len(part)])
+        return ExCBAssignments(
+            self.prototypes(projections[0], temperature),
+            self.prototypes(projections[1], temperature, frozen=True),
+            self.prototypes(predictions, temperature, frozen=True),
+        )
+
+
+def _linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs, bias=bias)
+    nn.init.trunc_normal_(layer.weight, std=0.02)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer

@@ -1,0 +1,36 @@
+"""Options, the GPU marker, and the two-rank process pool that starts once per session."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import RankPool
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--reference",
+        type=Path,
+        default=Path(__file__).parent / "reference" / "losses",
+        help="directory of reference numbers for tests/parity (*.json beside *.safetensors)",
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no GPU on this machine"))
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def two_ranks() -> Iterator[RankPool]:
+    with RankPool(2) as pool:
+        yield pool

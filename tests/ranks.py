@@ -1,0 +1,65 @@
+"""A pool of processes joined in a gloo group, for running one function on all ranks."""
+
+import multiprocessing
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+class RankPool:
+    """`run(function, *arguments)` calls function(rank, world, *arguments) on every rank and gives their results."""
+
+    def __init__(self, world: int):
+        self.world = world
+
+    def __enter__(self) -> "RankPool":
+        self._folder = tempfile.TemporaryDirectory()
+        rendezvous = (Path(self._folder.name) / "rendezvous").as_uri()
+        context = multiprocessing.get_context("spawn")
+        self._pipes, self._processes = [], []
+        for rank in range(self.world):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(rank, self.world, rendezvous, theirs), daemon=True)
+            process.start()
+            self._pipes.append(ours)
+            self._processes.append(process)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pipe in self._pipes:
+            pipe.send(None)
+        for process in self._processes:
+            process.join(10)
+            process.kill()
+        self._folder.cleanup()
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        for pipe in self._pipes:
+            pipe.send((function, arguments))
+        answers = []
+        for rank, pipe in enumerate(self._pipes):
+            if not pipe.poll(120):
+                raise TimeoutError(f"rank {rank} did not answer within two minutes")
+            answers.append(pipe.recv())
+        for rank, (failed, answer) in enumerate(answers):
+            if failed:
+                raise RuntimeError(f"on rank {rank}:\n{answer}")
+        return [answer for _, answer in answers]
+
+
+def _serve(rank: int, world: int, rendezvous: str, pipe: Any) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
+    while (task := pipe.recv()) is not None:
+        function, arguments = task
+        try:
+            torch.manual_seed(0)
+            pipe.send((False, function(rank, world, *arguments)))
+        except Exception:
+            pipe.send((True, traceback.format_exc()))
+    dist.destroy_process_group()
