@@ -1,11 +1,11 @@
 r"""Balancers: targets in, targets out whose marginal follows a prior. None of them sees an n x k matrix.
 
-    balancer                 changes                      state (vectors over prototypes)   marginal follows the prior
+    balancer                 changes                      state, over prototypes            does the marginal follow?
     Sharpen                  temperature                  -                                 not at all
     Sinkhorn                 offset, solved per batch     -                                 up to its column error
-    Centering                offset -c / temperature      running mean score c              mean *scores* do, targets loosely
-    ProbabilityCentering     offset -c                    running log mean assignment c     in the running mean, loosely
-    ExplicitBalancing        scale, offset, clamp         running cluster sizes s           through feedback on sizes
+    Centering                offset -c / temperature      running mean score c              loosely: mean scores do
+    ProbabilityCentering     offset -c                    running log mean assignment c     in the long run, loosely
+    ExplicitBalancing        scale, offset, clamp         running cluster sizes s           by feedback on sizes
 
     DINO, iBOT = Centering;  DINO-vMF, iBOT-vMF = ProbabilityCentering;  SwAV, DINOv2 = Sinkhorn;
     MSN, PMSN = Sharpen, then Sinkhorn(start="probabilities");  ExCB = ExplicitBalancing.
@@ -199,7 +199,7 @@ class ProbabilityCentering(Balancer):
 
 
 class ExplicitBalancing(Balancer):
-    r"""Balances clusters by their measured relative sizes (ExCB, Manousos et al. 2024).
+    r"""Balances clusters by their measured relative sizes (ExCB, Maniadis Metaxas et al. 2024).
 
     With r_k = s_k / pi_k the relative size against the prior (s K for the uniform one), a cosine z becomes
 

@@ -34,8 +34,9 @@ class Prototypes(nn.Module):
     "learned"        learned, from 1                  DINO without `norm_last_layer`, DINOv2
     "free"           none: w = v as it stands         SwAV, with `renormalize_()` before every step
 
-    `vmf=True` makes the norms concentrations, $\kappa_k = \|w_k\| / \tau$, by the offset $\log C_d(\kappa_k)$ (Govindarajan et al.
-    2023; the constant $\log C_d(0)$ is left out, a softmax does not see it); it needs gains that can differ.
+    `vmf=True` makes the norms concentrations, $\kappa_k = \|w_k\| / \tau$, by the offset $\log C_d(\kappa_k)$
+    (Govindarajan et al. 2023; the constant $\log C_d(0)$ is left out, a softmax does not see it); it needs gains
+    that can differ.
 
     Embeddings are L2-normalised here. Directions start from a truncated normal; their gradient is orthogonal to them
     where a gain is kept. `directions` are what diagnostics and KoLeo-proto look at, whatever the gain.
@@ -134,7 +135,9 @@ def vicreg_head(dims: int, *, hidden: int = 8192, layers: int = 3) -> nn.Sequent
 
 def simsiam_projector(dims: int, *, hidden: int = 2048) -> nn.Sequential:
     """Chen & He 2021; the last batch norm has no parameters, so the bias before it is left out."""
-    layers = mlp([dims, hidden, hidden, hidden], activation=nn.ReLU, batch_norm=True, hidden_bias=False, last_bias=False)
+    layers = mlp(
+        [dims, hidden, hidden, hidden], activation=nn.ReLU, batch_norm=True, hidden_bias=False, last_bias=False
+    )
     return layers.append(nn.BatchNorm1d(hidden, affine=False))
 
 

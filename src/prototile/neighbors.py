@@ -11,9 +11,7 @@ _BLOCK = 2048  # 16 MiB of float32 similarities at a time
 
 
 @torch.no_grad()
-def nearest(
-    x: Float[Tensor, "k d"], *, block: int = _BLOCK
-) -> tuple[Int[Tensor, " k"], Float[Tensor, " k"]]:
+def nearest(x: Float[Tensor, "k d"], *, block: int = _BLOCK) -> tuple[Int[Tensor, " k"], Float[Tensor, " k"]]:
     """For every row the other row with the largest inner product (the first, among equals), and that product.
 
     Only blocks on and above the diagonal are multiplied, each serving its rows and its columns: K^2 D

@@ -23,7 +23,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-
 class Prior(ABC):
     """How the images should spread over the prototypes."""
 

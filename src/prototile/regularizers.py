@@ -1,12 +1,12 @@
 r"""Regularisers: penalties on the marginal, on prototypes or on embeddings. All are minimised; weights are outside.
 
-    regulariser            of                              penalises                                         where
-    MatchPrior             marginal                        KL(p_bar || pi); uniform = ME-MAX                 MSN, PMSN
-    KoLeo                  prototypes or embeddings        rows close to their nearest neighbour             KoLeo-proto, DINOv2
-    EffectiveEntropy       projections, before L2          low entropy and covariance of mapped dims         E2MC
-    VarianceCovariance     projections or unit vectors     small spread per dim, correlated dims             VICReg
-    Uniformity             unit vectors                    pairs that are close                              AUH
-    ManifoldCapacity       unit vectors of all views       a small nuclear norm of the centroids             MMCR
+    regulariser            of                              penalises                                     where
+    MatchPrior             marginal                        KL(p_bar || pi); uniform = ME-MAX             MSN, PMSN
+    KoLeo                  prototypes or embeddings        rows close to their nearest neighbour         KoLeo-proto
+    EffectiveEntropy       projections, before L2          low entropy and covariance of mapped dims     E2MC
+    VarianceCovariance     projections or unit vectors     small spread per dim, correlated dims         VICReg
+    Uniformity             unit vectors                    pairs that are close                          AUH
+    ManifoldCapacity       unit vectors of all views       a small nuclear norm of the centroids         MMCR
 
 n images, v views, d dims, k prototypes. Those over embeddings use the rows of all ranks (KoLeo, as published, its own
 rank's). Each class is a thin shell around a function of tensors; all compute in at least float32.
@@ -52,15 +52,15 @@ class MatchPrior(Regularizer):
 
 
 class KoLeo(Regularizer):
-    r"""$-\frac1n \sum_i \log \min_{j \ne i} \|x_i - x_j\|$ of L2-normalised rows: spreads them (Sablayrolles et al. 2019).
+    r"""$-\frac1n \sum_i \log \min_{j \ne i} \|x_i - x_j\|$ of normalised rows: spreads them (Sablayrolles et al. 2019).
 
-    KoLeo-proto (Govindarajan et al. 2024, equation 5 and appendix A.3) applies it to prototypes, in random partitions of
-    2,048 whose values are *summed* by default, as printed; `reduction="mean"` makes the value comparable for any K.
-    `partition=None` searches all rows exactly, in bounded memory. DINOv2 applies it to the backbone's class tokens of
-    one view, without partitions.
+    KoLeo-proto (Govindarajan et al. 2024, equation 5 and appendix A.3) applies it to prototypes, in random
+    partitions of 2,048 whose values are *summed* by default, as printed; `reduction="mean"` makes the value
+    comparable for any K. `partition=None` searches all rows exactly, in bounded memory. DINOv2 applies it to the
+    backbone's class tokens of one view, without partitions.
 
-    Partitions are drawn from the number of calls so far, a buffer: the same on all ranks, resumable. See `koleo` for what
-    happens to exact duplicates; `duplicates` counts those that the last call met.
+    Partitions are drawn from the number of calls so far, a buffer: the same on all ranks, resumable. See `koleo`
+    for what happens to exact duplicates; `duplicates` counts those that the last call met.
     """
 
     def __init__(self, *, partition: int | None = 2048, reduction: Literal["sum", "mean"] = "sum"):
@@ -91,10 +91,11 @@ class KoLeo(Regularizer):
 class EffectiveEntropy(Regularizer):
     r"""Effective entropy maximisation: $-\beta H + \gamma C$ of mapped projections (E2MC, Chakraborty et al. 2025).
 
-    Projections *before* L2 normalisation are mapped into (0, 1), by the normal distribution function where the method
-    normalises them afterwards (`space="hypersphere"`: SwAV, SimSiam) or by a sigmoid (`"hypercube"`: VICReg). H is the mean
-    over dims of the m-spacings entropy, C the off-diagonal covariance per dim. The entropies of the views are averaged, as
-    in the official code (`reduction="sum"`: as printed, twice as strong for two views); covariances are summed.
+    Projections *before* L2 normalisation are mapped into (0, 1), by the normal distribution function where the
+    method normalises them afterwards (`space="hypersphere"`: SwAV, SimSiam) or by a sigmoid (`"hypercube"`:
+    VICReg). H is the mean over dims of the m-spacings entropy, C the off-diagonal covariance per dim. The entropies
+    of the views are averaged, as in the official code (`reduction="sum"`: as printed, twice as strong for two
+    views); covariances are summed.
     """
 
     def __init__(
@@ -111,7 +112,8 @@ class EffectiveEntropy(Regularizer):
             raise ValueError(f"space must be 'hypersphere' or 'hypercube', got {space!r}")
         if reduction not in ("sum", "mean"):
             raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
-        self.beta, self.gamma, self.space, self.reduction, self.eps = beta, gamma, space, reduction, eps
+        self.beta, self.gamma, self.reduction, self.eps = beta, gamma, reduction, eps
+        self.space: Literal["hypersphere", "hypercube"] = space
 
     def forward(self, x: Float[Tensor, "v n d"]) -> Float[Tensor, ""]:
         """Of the full-size views' projections."""
@@ -147,7 +149,7 @@ class VarianceCovariance(Regularizer):
 
 
 class Uniformity(Regularizer):
-    r"""$\log \mathrm{mean}_{i<j} \exp(-t \|z_i - z_j\|^2)$ of unit vectors, averaged over views (Wang & Isola 2020; AUH)."""
+    r"""$\log \mathrm{mean}_{i<j} \exp(-t \|z_i - z_j\|^2)$, averaged over views (Wang & Isola 2020; AUH)."""
 
     def __init__(self, *, t: float = 2.0):
         super().__init__()
@@ -159,7 +161,7 @@ class Uniformity(Regularizer):
 
 
 class ManifoldCapacity(Regularizer):
-    r"""$-\|C\|_*$, the nuclear norm of the images' centroids over all views of unit vectors (MMCR, Yerxa et al. 2023)."""
+    r"""$-\|C\|_*$, the nuclear norm of the images' centroids over all views (MMCR, Yerxa et al. 2023)."""
 
     def forward(self, x: Float[Tensor, "v n d"]) -> Float[Tensor, ""]:
         """Of all views, local ones too; rows are normalised here, centroids are not. It grows with the batch."""
@@ -179,9 +181,9 @@ def koleo(x: Float[Tensor, "k d"], *, eps: float = 1e-8) -> Float[Tensor, ""]:
     """-mean log of the distance to the nearest other row, after L2 normalisation.
 
     The neighbour is found without gradient, its row receives one. `eps` enters as in DINOv2's code: under the norm,
-    in every component of the difference, and in the logarithm; 0 gives the printed formula. Rows closer than 1e-6 to their
-    neighbour would get opposite gradients that cancel, for ever: they are moved by noise of 1e-4 before the distance is
-    taken, which pulls exact duplicates apart.
+    in every component of the difference, and in the logarithm; 0 gives the printed formula. Rows closer than 1e-6
+    to their neighbour would get opposite gradients that cancel, for ever: they are moved by noise of 1e-4 before
+    the distance is taken, which pulls exact duplicates apart.
     """
     return _koleo(x, eps=eps, generator=torch.Generator().manual_seed(0))[0]
 

@@ -71,7 +71,7 @@ class Constant(Schedule):
 
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    r"""From `start` to `base` in a line over the warm-up, then $f + \frac{b - f}{2}(1 + \cos \pi x)$ down (or up) to `final`."""
+    r"""From `start` to `base` in a line over the warm-up, then $f + \frac{b - f}{2}(1 + \cos \pi x)$ to `final`."""
 
     base: float
     final: float

@@ -1,11 +1,12 @@
 r"""The normaliser of the von Mises-Fisher distribution, for prototypes whose norm is a concentration.
 
-$\log C_p(\kappa) = \nu \log \kappa - \frac p2 \log 2\pi - \log I_\nu(\kappa)$ with $\nu = p/2 - 1$ (Govindarajan et al. 2023,
-DINO-vMF). $I_\nu$ under- and overflows; what is computed is $f_\mu = \log I_\mu(\kappa) - \mu \log \kappa$, finite at 0:
+$\log C_p(\kappa) = \nu \log \kappa - \frac p2 \log 2\pi - \log I_\nu(\kappa)$ with $\nu = p/2 - 1$ (Govindarajan et
+al. 2023, DINO-vMF). $I_\nu$ under- and overflows; what is computed is $f_\mu = \log I_\mu(\kappa) - \mu \log
+\kappa$, finite at 0:
 
 * at an order $\mu = \nu + m \ge 64$ by the uniform (Debye) expansion, six terms: absolute error below 1e-11;
-* down to $\nu$ by the ratios $\rho_j = I_{j+1}(\kappa) / (\kappa I_j(\kappa)) = 1 / (2(j+1) + \kappa^2 \rho_{j+1})$, a stable
-  recurrence: $f_j = f_{j+1} - \log \rho_j$.
+* down to $\nu$ by $f_j = f_{j+1} - \log \rho_j$ with the ratios $\rho_j = I_{j+1}(\kappa) / (\kappa I_j(\kappa))$,
+  which the stable recurrence $\rho_j = 1 / (2(j+1) + \kappa^2 \rho_{j+1})$ gives.
 
 The derivative comes along, $d \log C_p / d\kappa = -\kappa \rho_\nu$. All in float64.
 """

@@ -1,4 +1,4 @@
-"""One adapter per item of the reference numbers: from a case to what the package computes for it, by the names of the case.
+"""One adapter per item of the reference numbers: from a case to what the package computes, by the case's names.
 
 Matrices of logits enter as `dense` assignments. Shapes: n rows, b images, v views (view-major), k prototypes, d dims.
 """
@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from reference import Case
 from torch import Tensor, nn
 
 from prototile import losses, vmf
@@ -39,6 +38,7 @@ from prototile.regularizers import (
 )
 from prototile.schedules import Cosine, EpochRamp, Linear, Product, Progress, Schedule
 from prototile.training.optimizers import LARC, LARS
+from reference import Case
 
 Results = dict[str, Tensor]
 
@@ -296,9 +296,7 @@ def dinov2_losses(case: Case) -> Results:
         every = Pairs.weighted([[each] * h["n_local"]] * 2)
         local_loss = cross_entropy(dense(local, h["student_temp"]), targets, every)
     patch_targets = patch_balancer(dense(case["teacher_masked"], h["teacher_temp"]))
-    patch_loss = cross_entropy(
-        dense(leaves["student_masked"], h["student_temp"]), patch_targets, Pairs.masked(mask)
-    )
+    patch_loss = cross_entropy(dense(leaves["student_masked"], h["student_temp"]), patch_targets, Pairs.masked(mask))
     spread = h["koleo_weight"] * sum(koleo(view) for view in leaves["cls_features"].chunk(2))
     total = h["dino_weight"] * (global_loss + local_loss) + h["ibot_weight"] * patch_loss + spread
     results = {
@@ -576,7 +574,7 @@ def _table(matches: Sequence[Sequence[int]], student_views: int) -> Tensor:
 
 def excb_head(case: Case) -> Results:
     h = case.hyperparameters
-    assert h["predictor"] and not h["predictor_grads"] and not h["local_crop_grads"]
+    assert (h["predictor"], h["predictor_grads"], h["local_crop_grads"]) == (True, False, False)
     assert h["predictor_activation"] is None
     head = ExCBHead(
         h["in_dim"],

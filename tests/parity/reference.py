@@ -60,7 +60,5 @@ def read_cases(folder: Path) -> list[Case]:
         for case in json.loads(file.read_text())["cases"]:
             prefix = case["case"] + "."
             own = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
-            cases.append(
-                Case(file.stem, case["case"], case["label"], case["hyperparameters"], own, case["tolerance"])
-            )
+            cases.append(Case(file.stem, case["case"], case["label"], case["hyperparameters"], own, case["tolerance"]))
     return cases

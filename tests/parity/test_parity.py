@@ -1,7 +1,7 @@
 """Numbers of the official implementations: every case of every item, values and gradients.
 
-`pytest tests/parity --reference DIR` runs any other directory of the same form. An item without an adapter fails, and so
-does a tensor of a case that its adapter neither reads nor computes.
+`pytest tests/parity --reference DIR` runs any other directory of the same form. An item without an adapter fails,
+and so does a tensor of a case that its adapter neither reads nor computes.
 """
 
 from pathlib import Path
@@ -9,9 +9,9 @@ from pathlib import Path
 import adapters
 import pytest
 import torch
-from reference import Case, read_cases
 
 from prototile import assignments
+from reference import Case, read_cases
 
 BACKENDS = ("direct", "row", "stream", "naive")
 

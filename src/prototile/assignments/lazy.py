@@ -57,15 +57,11 @@ class Assignments:
         if not self.temperature > 0:
             raise ValueError(f"a temperature must be positive, got {self.temperature}")
         if self.offset is not None and self.offset.shape[-1] != self.num_prototypes:
-            raise ValueError(
-                f"the offset has {self.offset.shape[-1]} entries for {self.num_prototypes} prototypes"
-            )
+            raise ValueError(f"the offset has {self.offset.shape[-1]} entries for {self.num_prototypes} prototypes")
         if self.offset is not None and self.offset.ndim == 2 and len(self) % self.offset.shape[0]:
             raise ValueError(f"{len(self)} rows do not divide into the {self.offset.shape[0]} views of the offset")
         held = self.held
-        if held is not None and not (
-            held.embeddings is self.embeddings and held.prototypes is self.prototypes
-        ):
+        if held is not None and not (held.embeddings is self.embeddings and held.prototypes is self.prototypes):
             object.__setattr__(self, "held", None)  # `replace` gave other tensors: these products are not theirs
 
     def __len__(self) -> int:
@@ -96,28 +92,25 @@ class Assignments:
         """The rows of one of so many views."""
         if len(self) % views:
             raise ValueError(f"{len(self)} rows do not divide into {views} views")
-        if self.adjustment is not None:
-            raise ValueError("adjusted assignments cannot be split into views")
         size = len(self) // views
-        rows = slice(index * size, (index + 1) * size)
-        part = replace(self, embeddings=self.embeddings[rows])
-        if self.offset is not None and self.offset.ndim == 2:
-            part = replace(part, offset=self.offset[index * self.offset.shape[0] // views])
-        if self.held is not None:
-            held = replace(self.held, embeddings=part.embeddings, scores=self.held.scores[rows])
-            part = replace(part, held=held)
-        return part
+        offset = self.offset
+        if offset is not None and offset.ndim == 2:
+            offset = offset[index * len(offset) // views]
+        return self._rows(slice(index * size, (index + 1) * size), offset)
 
     def leading(self, views: int, of: int) -> "Assignments":
         """The rows of the first `views` out of `of` views (SwAV: the global ones, which are also targets)."""
-        rows = slice(0, len(self) // of * views)
-        if self.offset is not None and self.offset.ndim == 2 or self.adjustment is not None:
+        if self.offset is not None and self.offset.ndim == 2:
             raise ValueError("only assignments with one offset for all views have leading views")
-        part = replace(self, embeddings=self.embeddings[rows])
-        if self.held is not None:
-            held = replace(self.held, embeddings=part.embeddings, scores=self.held.scores[rows])
-            part = replace(part, held=held)
-        return part
+        return self._rows(slice(0, len(self) // of * views), self.offset)
+
+    def _rows(self, rows: slice, offset: Tensor | None) -> "Assignments":
+        if self.adjustment is not None:
+            raise ValueError("adjusted assignments cannot be split into views")
+        part = replace(self, embeddings=self.embeddings[rows], offset=offset)
+        if self.held is None:
+            return part
+        return replace(part, held=replace(self.held, embeddings=part.embeddings, scores=self.held.scores[rows]))
 
     def hold(self) -> "Assignments":
         """With the products <embedding, prototype> kept, n x k numbers, until nobody uses them any more.
@@ -233,9 +226,7 @@ class Assignments:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype in which these assignments are computed: at least float32."""
-        return torch.promote_types(
-            torch.promote_types(self.embeddings.dtype, self.prototypes.dtype), torch.float32
-        )
+        return torch.promote_types(torch.promote_types(self.embeddings.dtype, self.prototypes.dtype), torch.float32)
 
     # ------------------------------------------------------------------------- dense: to read, plot and test
     def similarities(self) -> Float[Tensor, "n k"]:

@@ -10,8 +10,8 @@ from prototile.assignments.pairs import Pairs
 
 def cross_entropy(student: Assignments, targets: Assignments, pairs: Pairs) -> Float[Tensor, ""]:
     """sum over t, s, b of views[t][s] rows[b] (-sum_k q_tbk log p_sbk)."""
-    rows = pairs.row_weights(student.embeddings)
-    weights = pairs.table(rows)
-    q = targets.detach().probabilities().unflatten(0, (weights.shape[0], -1))
-    log_p = student.log_probabilities().unflatten(0, (weights.shape[1], -1))
-    return -torch.einsum("tbk,sbk,ts,b->", q, log_p, weights.to(q), rows.to(q))
+    log_p = student.log_probabilities()
+    weights, rows = pairs.table(log_p), pairs.row_weights(log_p)
+    q = targets.detach().probabilities().to(log_p).unflatten(0, (weights.shape[0], -1))
+    log_p = log_p.unflatten(0, (weights.shape[1], -1))
+    return -torch.einsum("tbk,sbk,ts,b->", q, log_p, weights, rows)

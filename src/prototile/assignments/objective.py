@@ -23,11 +23,11 @@ def cross_entropy(student: Assignments, targets: Assignments, pairs: Pairs) -> F
     (`scratch_budget`), beside the gradients themselves.
     """
     _check(student, targets, pairs)
-    if forced_backend() == "naive":
-        return naive.cross_entropy(student, targets, pairs)
-    problem = _problem(student, targets, pairs, mean=False)
-    backend = CrossEntropyByRows if problem.plan.backend == "row" else CrossEntropy
     with torch.autocast(student.embeddings.device.type, enabled=False):
+        if forced_backend() == "naive":
+            return naive.cross_entropy(student, targets, pairs)
+        problem = _problem(student, targets, pairs, mean=False)
+        backend = CrossEntropyByRows if problem.plan.backend == "row" else CrossEntropy
         return backend.apply(*student.differentiable(), problem)  # type: ignore[return-value]
 
 
@@ -37,10 +37,10 @@ def cross_entropy_and_mean(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " k"]]:
     """`cross_entropy` and `student.mean()` in one pass, for methods that penalise the marginal (MSN, PMSN)."""
     _check(student, targets, pairs)
-    if forced_backend() == "naive":
-        return naive.cross_entropy(student, targets, pairs), student.mean()
-    problem = _problem(student, targets, pairs, mean=True)
     with torch.autocast(student.embeddings.device.type, enabled=False):
+        if forced_backend() == "naive":
+            return naive.cross_entropy(student, targets, pairs), student.mean()
+        problem = _problem(student, targets, pairs, mean=True)
         loss, sums = CrossEntropyAndColumnSums.apply(*student.differentiable(), problem)  # type: ignore[misc]
     return loss, distributed.mean_rows(sums, len(student))
 

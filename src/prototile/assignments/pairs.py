@@ -31,10 +31,7 @@ class Pairs:
         if count == 0:
             raise ValueError("one teacher view and one student view leave no pair of different views")
         return cls(
-            tuple(
-                tuple(0.0 if s == t else 1 / count for s in range(student_views))
-                for t in range(teacher_views)
-            )
+            tuple(tuple(0.0 if s == t else 1 / count for s in range(student_views)) for t in range(teacher_views))
         )
 
     @classmethod

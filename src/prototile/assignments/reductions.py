@@ -44,9 +44,7 @@ def argmax(logits: Logits) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
 
 
 @torch.no_grad()
-def column_logsumexp(
-    logits: Logits, potential: Float[Tensor, " n"] | None = None
-) -> Float[Tensor, " k"]:
+def column_logsumexp(logits: Logits, potential: Float[Tensor, " n"] | None = None) -> Float[Tensor, " k"]:
     """log sum_n exp(logit + potential_n), per prototype, over this rank's rows."""
     columns = _Columns(logits, potential)
     out = logits.rows.new_empty(logits.num_prototypes)

@@ -10,9 +10,7 @@ from prototile.precision import full_precision
 
 
 @full_precision
-def nt_xent(
-    a: Float[Tensor, "n d"], b: Float[Tensor, "n d"], temperature: float = 0.1
-) -> Float[Tensor, ""]:
+def nt_xent(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"], temperature: float = 0.1) -> Float[Tensor, ""]:
     r"""$-\log \frac{\exp(z_i^\top z_{j(i)} / \tau)}{\sum_{k \ne i} \exp(z_i^\top z_k / \tau)}$, mean over both views.
 
     Rows are normalised here; the candidates are all rows of both views on all ranks (SimCLR, Chen et al. 2020).

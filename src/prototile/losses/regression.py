@@ -8,8 +8,6 @@ from prototile.precision import full_precision
 
 
 @full_precision
-def negative_cosine(
-    prediction: Float[Tensor, "n d"], target: Float[Tensor, "n d"]
-) -> Float[Tensor, ""]:
+def negative_cosine(prediction: Float[Tensor, "n d"], target: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     """Minus the mean cosine; the target is a constant (SimSiam, Chen & He 2021: average it over both directions)."""
     return -F.cosine_similarity(prediction, target.detach(), dim=-1, eps=1e-8).mean()

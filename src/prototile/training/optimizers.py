@@ -20,8 +20,9 @@ from torch.optim import Optimizer
 class LARS(Optimizer):
     """Layer-wise adaptive rate scaling as in VICReg's, DINO's and ExCB's code (You et al. 2017).
 
-    dp = g + wd p, scaled by eta |p| / |dp|; mu = m mu + dp; p -= lr mu, so that the learning rate acts on the whole buffer at
-    once. With `exclude_vectors` (VICReg's filters, always on in DINO) biases and norms are neither adapted nor decayed.
+    dp = g + wd p, scaled by eta |p| / |dp|; mu = m mu + dp; p -= lr mu, so that the learning rate acts on the whole
+    buffer at once. With `exclude_vectors` (VICReg's filters, always on in DINO) biases and norms are neither
+    adapted nor decayed.
     """
 
     def __init__(
@@ -54,8 +55,9 @@ class LARS(Optimizer):
 class LARC(Optimizer):
     """SGD with momentum and layer-wise adaptive rate *control*, as SwAV uses it (NVIDIA apex).
 
-    Every tensor, biases too: g <- (g + wd p) a with a = eta |p| / (|g| + wd |p| + eps). With `clip`, a = min(a / lr, 1): the
-    adapted rate is then an upper bound of the given one. Where either norm is zero, the gradient is used as it is.
+    Every tensor, biases too: g <- (g + wd p) a with a = eta |p| / (|g| + wd |p| + eps). With `clip`, a = min(a /
+    lr, 1): the adapted rate is then an upper bound of the given one. Where either norm is zero, the gradient is
+    used as it is.
     """
 
     def __init__(
@@ -99,8 +101,8 @@ def clip_each_(parameters: Iterable[Tensor], max_norm: float) -> None:
 def drop_gradients_(module: nn.Module) -> None:
     """Sets a module's gradients to None, so that an optimiser leaves it alone, momentum and decay included.
 
-    What DINO does to its last layer for the first epochs and SwAV to its prototypes for the first steps, after clipping.
-    (DINOv2 gives the last layer a learning rate of zero instead, which keeps its moments moving.)
+    What DINO does to its last layer for the first epochs and SwAV to its prototypes for the first steps, after
+    clipping. (DINOv2 gives the last layer a learning rate of zero instead, which keeps its moments moving.)
     """
     for p in module.parameters():
         p.grad = None
