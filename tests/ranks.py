@@ -52,6 +52,11 @@ class RankPool:
         return [answer for _, answer in answers]
 
 
+def fail(rank: int, world: int) -> None:
+    """What a failure looks like."""
+    raise AssertionError(f"rank {rank} of {world} fails")
+
+
 def _serve(rank: int, world: int, rendezvous: str, pipe: Any) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)

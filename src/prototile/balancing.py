@@ -121,9 +121,9 @@ class Sinkhorn(Balancer):
         return teacher.shift(offsets[0] if self.views == 1 else torch.stack(offsets))
 
     def _potential(self, observed: Assignments) -> Float[Tensor, " k"]:
-        rows = distributed.count(len(observed), observed.embeddings.device)
+        rows = _num_rows(observed)
         if rows == 0:
-            return torch.zeros_like(self.prior, dtype=observed.dtype)
+            return torch.zeros_like(_of(self.prior, observed))
         log_mass = (_of(self.prior, observed).double().log() + math.log(rows)).to(observed.dtype)
         potential = -observed.row_logsumexp() if self.start == "probabilities" else None
         return reductions.sinkhorn(observed.tiled(), log_mass, self.iterations, potential)
@@ -159,9 +159,9 @@ class Centering(Balancer):
         teacher = teacher.detach()
         tilt = _log_ratio(self.prior, teacher)
         balanced = teacher.shift(tilt - _of(self.center, teacher) / teacher.temperature)
-        if self.training:
-            observed = teacher if observed is None else observed
-            z, w, _ = observed.detach().differentiable()
+        observed = teacher if observed is None else observed.detach()
+        if self.training and _num_rows(observed):
+            z, w, _ = observed.differentiable()
             mean = w @ distributed.mean_rows(z.sum(0), len(z))
             self.center.lerp_(mean.to(self.center), 1 - self.momentum)
         return balanced
@@ -190,8 +190,9 @@ class ProbabilityCentering(Balancer):
     def forward(self, teacher: Assignments, observed: Assignments | None = None) -> Assignments:
         teacher = teacher.detach()
         balanced = teacher.shift(_log_ratio(self.prior, teacher) - _of(self.center, teacher))
-        if self.training:
-            log_mean = (teacher if observed is None else observed.detach()).log_mean()
+        observed = teacher if observed is None else observed.detach()
+        if self.training and _num_rows(observed):
+            log_mean = observed.log_mean()
             if self.floor is not None:
                 log_mean = log_mean.clamp(min=math.log(self.floor))
             self.center.lerp_(log_mean.to(self.center), 1 - self.momentum)
@@ -249,8 +250,7 @@ class ExplicitBalancing(Balancer):
         """The balanced teacher under the present sizes; the state stays."""
         if teacher.offset is not None or teacher.adjustment is not None:
             raise ValueError("explicit balancing works on cosines: the teacher must not have an offset")
-        low, high = self.multipliers()
-        low, high = low.to(teacher.dtype), high.to(teacher.dtype)
+        low, high = (_of(multiplier, teacher) for multiplier in self.multipliers())
         bound = 1 / teacher.temperature
         adjustment = Adjustment(scale=low * high, bound=bound)
         balanced = replace(teacher, offset=((2 - low) * high - 1) * bound, adjustment=adjustment)
@@ -318,6 +318,11 @@ class Queue(nn.Module):
         batch = teacher.embeddings.detach().unflatten(0, (views, -1)).to(self.embeddings)
         self.embeddings.copy_(torch.cat([batch, self.embeddings], 1)[:, :length])
         self.filled.add_(batch.shape[1]).clamp_(max=length)
+
+
+def _num_rows(assignments: Assignments) -> int:
+    """Over all ranks: where there are none, a state stays as it is."""
+    return distributed.count(len(assignments), assignments.embeddings.device)
 
 
 def _momentum(value: float) -> float:

@@ -22,6 +22,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+Numbers = Sequence[float] | np.ndarray | Tensor
+
 
 class Prior(ABC):
     """How the images should spread over the prototypes."""
@@ -58,7 +60,7 @@ class PowerLaw(Prior):
 class FromCounts(Prior):
     """Shares proportional to counts, as of images per class: one count per prototype."""
 
-    counts: Sequence[float]
+    counts: Numbers
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "counts", _checked(self.counts, "counts"))
@@ -76,7 +78,7 @@ class FromCounts(Prior):
 class Explicit(Prior):
     """The given probabilities; normalised, with a warning, where they do not sum to one."""
 
-    probabilities: Sequence[float]
+    probabilities: Numbers
 
     def __post_init__(self) -> None:
         values = _checked(self.probabilities, "probabilities")
@@ -104,7 +106,7 @@ def _normalized(mass: Tensor) -> Tensor:
     return mass / mass.sum()
 
 
-def _checked(values: Sequence[float], name: str) -> tuple[float, ...]:
+def _checked(values: Numbers, name: str) -> tuple[float, ...]:
     """As a tuple (hashable, so that priors compare and copy by value), or an error that says what is wrong."""
     array = np.asarray(values.tolist() if isinstance(values, Tensor) else values, dtype=np.float64)
     if array.ndim != 1 or array.size == 0:
@@ -120,13 +122,13 @@ def _checked(values: Sequence[float], name: str) -> tuple[float, ...]:
     return tuple(array.tolist())
 
 
-def _of_length(values: Sequence[float], num_prototypes: int, name: str) -> Tensor:
+def _of_length(values: Numbers, num_prototypes: int, name: str) -> Tensor:
     if len(values) != num_prototypes:
         raise ValueError(
             f"there are K = {num_prototypes} prototypes but the prior has {len(values)} {name}; "
             "give one per prototype, or change the number of prototypes"
         )
-    return torch.tensor(values, dtype=torch.float64)
+    return torch.as_tensor(values, dtype=torch.float64)
 
 
 def _read_numbers(path: str | Path) -> tuple[float, ...]:

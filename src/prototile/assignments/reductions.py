@@ -47,7 +47,7 @@ def argmax(logits: Logits) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
 def column_logsumexp(logits: Logits, potential: Float[Tensor, " n"] | None = None) -> Float[Tensor, " k"]:
     """log sum_n exp(logit + potential_n), per prototype, over this rank's rows."""
     columns = _Columns(logits, potential)
-    out = logits.rows.new_empty(logits.num_prototypes)
+    out = logits.rows.new_full((logits.num_prototypes,), -torch.inf)
     for start, stop in columns.tiles:
         peak, tile = columns.exponentials(start, stop)
         out[start:stop] = tile.sum(0).log() + peak
@@ -116,7 +116,7 @@ class _Columns:
     def __init__(self, logits: Logits, potential: Tensor | None):
         num_rows = logits.rows.shape[0]
         tile = max(16, min(logits.num_prototypes, 1024, 2 * _TILE_NUMBERS // max(num_rows, 1)))
-        self.tiles = list(spans(logits.num_prototypes, tile))
+        self.tiles = list(spans(logits.num_prototypes, tile)) if num_rows else []
         self._logits = logits
         self._row = logits.base if potential is None else logits.base + potential[:, None]
         self._loan = borrow(num_rows * tile, logits.rows)

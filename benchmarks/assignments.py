@@ -1,0 +1,116 @@
+"""Benchmark of assignments: time, memory and accuracy beside bare products, official-style code and lightly.
+
+    python benchmarks/assignments.py                 everything: about a quarter of an hour
+    python benchmarks/assignments.py --quick         tiny sizes, to see that it runs
+    python benchmarks/assignments.py --only dino     the cases whose names contain a word
+    python benchmarks/assignments.py --report        the tables anew, from the numbers there are
+
+Results go to benchmarks/results; those of a partial or quick run, which are not for keeping, to a temporary folder.
+Modules: `measure` the method, `inputs` the data, `rivals`, `tasks` ours beside them, `goals`, `report`.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import goals
+import report
+from inputs import Case
+from measure import METHOD, MIB, Contest, compare, machine, meter
+from tasks import TASKS, accuracy
+
+CASES = (
+    Case("cross-entropy", 8192, images=256, teacher_views=1, student_views=1),
+    Case("cross-entropy", 65536, images=256, teacher_views=1, student_views=1),
+    Case("cross-entropy", 8192, images=64, teacher_views=2, student_views=12),
+    Case("cross-entropy", 65536, images=32, teacher_views=2, student_views=12),
+    Case("cross-entropy", 262144, images=8, teacher_views=2, student_views=12),
+    Case("dino", 4096, images=64, teacher_views=2, student_views=12),
+    Case("dino", 8192, images=64, teacher_views=2, student_views=12),
+    Case("dino", 65536, images=16, teacher_views=2, student_views=12),
+    Case("ibot", 8192, images=4, teacher_views=2, student_views=12),
+    Case("msn", 8192, images=256, teacher_views=1, student_views=2),
+    Case("msn", 65536, images=256, teacher_views=1, student_views=2),
+    Case("sinkhorn", 65536, images=512),
+    Case("me-max", 65536, images=512),
+    Case("swav", 8192, images=256, teacher_views=2, student_views=2),
+    Case("swav", 65536, images=256, teacher_views=2, student_views=2),
+    Case("koleo", 16384),
+    Case("nearest", 16384),
+    Case("nearest", 65536),
+)
+ACCURACY = Case("accuracy", 4096, images=8, teacher_views=2, student_views=12)
+RESULTS = Path(__file__).parent / "results"
+LIMIT = 40.0  # seconds per case, unless the least number of repetitions takes longer
+
+
+def measure_case(case: Case, device: torch.device, *, quick: bool) -> dict[str, Any]:
+    contest = TASKS[case.task](case.reduced() if quick else case, device)
+    found = compare(contest, meter(device), limit=1.0 if quick else LIMIT)
+    _print_summary(case, contest, found)
+    return {
+        "task": case.task,
+        "dw_mb": contest.gradient_bytes / MIB,
+        "notes": contest.notes,
+        "contestants": found,
+    }
+
+
+def _print_summary(case: Case, contest: Contest, found: dict[str, dict[str, Any]]) -> None:
+    print(f"{case.name}  {'; '.join(contest.notes)}", flush=True)
+    for name, result in found.items():
+        if "error" in result:
+            print(f"  {name:24} failed: {result['error']}")
+            continue
+        mismatch = "" if result.get("agrees", True) else f"  MISMATCH {result['deviation']:.1e}"
+        print(f"  {name:24} {result['seconds']:9.4f} s {result['peak_mb']:8.0f} MB{mismatch}", flush=True)
+
+
+def warm_up(device: torch.device) -> None:
+    """What libraries allocate once belongs to no contestant."""
+    x = torch.ones(512, 512, device=device, requires_grad=True)
+    (x @ x).softmax(-1).sum().backward()
+
+
+def run(only: list[str] | None, device: torch.device, *, quick: bool) -> dict[str, Any]:
+    """Everything that is measured, as it goes into the JSON file."""
+
+    def wanted(case: Case) -> bool:
+        return only is None or any(word in case.name for word in only)
+
+    torch.set_num_threads(1)
+    found: dict[str, Any] = {"quick": quick, "device": device.type, "machine": machine(device), "method": METHOD}
+    warm_up(device)
+    found["cases"] = {case.name: measure_case(case, device, quick=quick) for case in CASES if wanted(case)}
+    small = ACCURACY.reduced() if quick else ACCURACY
+    found["accuracy"] = accuracy(small, device) if wanted(ACCURACY) else []
+    return found | {"goals": goals.judge(found)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="only cases whose names contain one of these words")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the folder for the results")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--report", action="store_true", help="measure nothing; write the tables of the results again")
+    options = parser.parse_args()
+
+    stem = "assignments" if options.device == "cpu" else f"assignments-{options.device}"
+    if options.report:
+        folder = options.out or RESULTS
+        found = json.loads((folder / f"{stem}.json").read_text())
+    else:
+        partial = options.quick or options.only
+        folder = options.out or (Path(tempfile.mkdtemp(prefix="benchmarks-")) if partial else RESULTS)
+        found = run(options.only, torch.device(options.device), quick=options.quick)
+    report.save(found, folder, stem)
+    print(f"{stem}.json and {stem}.md are in {folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""A run as readable tables (Markdown), and as files."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+TITLES = {
+    "cross-entropy": "Cross-entropy of assignments",
+    "dino": "DINO: centring and cross-entropy",
+    "ibot": "iBOT: class tokens and masked patches",
+    "msn": "MSN: cross-entropy and ME-MAX",
+    "sinkhorn": "Sinkhorn, 3 iterations, with its logits",
+    "me-max": "ME-MAX alone",
+    "swav": "SwAV",
+    "koleo": "KoLeo of all prototypes",
+    "nearest": "Nearest neighbours of all prototypes",
+}
+
+
+def save(run: dict[str, Any], folder: Path, stem: str) -> None:
+    """Both files, each complete or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / f"{stem}.json", json.dumps(run, indent=1) + "\n")
+    _replace(folder / f"{stem}.md", markdown(run))
+
+
+def _replace(path: Path, text: str) -> None:
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(text)
+    unfinished.replace(path)
+
+
+def markdown(run: dict[str, Any]) -> str:
+    return "\n".join([*_introduction(run), *_goals(run["goals"]), *_cases(run["cases"]), *_accuracy(run["accuracy"])])
+
+
+def _introduction(run: dict[str, Any]) -> Iterator[str]:
+    yield f"# Assignments, measured on the {run['device'].upper()}\n"
+    yield "Written by `benchmarks/assignments.py` from the JSON file beside it.\n"
+    if run["quick"]:
+        yield "**A quick run: sizes are a fraction of those named, and no number here means anything.**\n"
+    yield from (f"* {name}: {value}" for name, value in run["machine"].items())
+    yield ""
+    yield from (f"{text}\n" for text in run["method"].values())
+
+
+def _goals(goals: list[dict[str, Any]]) -> Iterator[str]:
+    if not goals:
+        return
+    met = sum(goal["met"] is True for goal in goals)
+    yield f"## Goals: {met} of {len(goals)} met\n"
+    words = {True: "yes", False: "**no**", None: "not measured"}
+    rows = ((g["goal"], f"{g['relation']} {g['bound']:g}", _number(g["value"]), words[g["met"]]) for g in goals)
+    yield from _table(("goal", "wanted", "value", "met"), rows)
+
+
+def _cases(cases: dict[str, Any]) -> Iterator[str]:
+    for task, group in groupby(cases.items(), key=lambda item: item[1]["task"]):
+        yield f"## {TITLES.get(task, task)}\n"
+        for name, case in group:
+            notes = "".join(f"; {note}" for note in case["notes"])
+            yield f"**{name}** (dW {case['dw_mb']:.0f} MB{notes})\n"
+            header = ("contestant", "time, s", "/ GEMM", "/ ours", "peak, MB", "beyond dW, MB", "deviation")
+            yield from _table(header, _contestants(case["contestants"]))
+
+
+def _contestants(contestants: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    gemm, ours = (contestants.get(name, {}).get("seconds") for name in ("gemm", "default"))
+    for name, result in contestants.items():
+        if "error" in result:
+            yield name, f"failed: {result['error']}", "", "", "", "", ""
+            continue
+        seconds = result["seconds"]
+        ratios = (_number(seconds / other if other else None) for other in (gemm, ours))
+        memory = f"{result['peak_mb']:.0f}", f"{result['beyond_dw_mb']:.0f}"
+        yield name, _number(seconds), *ratios, *memory, _deviation(result)
+
+
+def _deviation(result: dict[str, Any]) -> str:
+    if "deviation" not in result:
+        return ""
+    return f"{result['deviation']:.1e}" + ("" if result["agrees"] else " **mismatch**")
+
+
+def _accuracy(rows: list[dict[str, Any]]) -> Iterator[str]:
+    if not rows:
+        return
+    yield "## Accuracy: relative errors against the naive formula in float64\n"
+    columns = ("data", "contestant", "dtype", "loss", "dz", "dw")
+    cells = (tuple(_cell(row[column]) for column in columns) for row in rows)
+    yield from _table(("data", "contestant", "dtype", "loss", "dz", "dW"), cells)
+
+
+def _cell(value: str | float) -> str:
+    return value if isinstance(value, str) else f"{value:.1e}"
+
+
+def _number(value: float | None) -> str:
+    """Three digits, without an exponent where a reader can do without."""
+    if value is None:
+        return ""
+    return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
+    for cells in (header, ("---",) * len(header), *rows):
+        yield f"| {' | '.join(cells)} |"
+    yield ""

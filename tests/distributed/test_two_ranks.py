@@ -1,0 +1,39 @@
+"""Two gloo processes equal one: loss, gradient and state after several steps, wherever batch statistics are used."""
+
+import pytest
+import torch
+from rank_cases import CASES
+from ranks import RankPool, fail
+from torch import Tensor
+
+
+def combined(name: str, parts: list[Tensor]) -> Tensor:
+    """What the ranks' results amount to, by the prefix of their name (see rank_cases)."""
+    kind = name.split(".")[0]
+    if kind == "mean":
+        return torch.stack(parts).mean(0)
+    if kind == "rows":
+        return torch.cat(parts, dim=1) / len(parts)
+    assert kind == "same"
+    for part in parts[1:]:
+        torch.testing.assert_close(part, parts[0], rtol=0, atol=0, msg=f"{name} differs between ranks")
+    return parts[0]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_two_ranks_equal_one(case, two_ranks: RankPool):
+    alone = case(0, 1)
+    together = two_ranks.run(case)
+    for name, expected in alone.items():
+        torch.testing.assert_close(
+            combined(name, [part[name] for part in together]),
+            expected,
+            rtol=1e-10,
+            atol=1e-12,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
+
+
+def test_the_pool_reports_failures(two_ranks: RankPool):
+    with pytest.raises(RuntimeError, match="rank 0"):
+        two_ranks.run(fail)
