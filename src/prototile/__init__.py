@@ -1,1 +1,77 @@
-"""prototile: self-supervised vision models whose representations are clusters."""
+"""prototile: self-supervised vision models whose representations are clusters.
+
+Which distribution do the clusters follow, and which should they? So far this is the mathematical core: every block works
+alone in a plain PyTorch loop. Each module opens with a table of what it holds and where the papers use it.
+"""
+
+from prototile import losses, regularizers, schedules
+from prototile.assignments import (
+    Assignments,
+    Pairs,
+    cross_entropy,
+    cross_entropy_and_mean,
+    dense,
+    release_scratch,
+    scratch_budget,
+    smooth,
+)
+from prototile.balancing import (
+    Balancer,
+    Centering,
+    ExplicitBalancing,
+    ProbabilityCentering,
+    Queue,
+    Sequential,
+    Sharpen,
+    Sinkhorn,
+)
+from prototile.heads import ExCBHead, IBOTHead, Prototypes
+from prototile.neighbors import nearest
+from prototile.priors import Explicit, FromCounts, PowerLaw, Prior, Uniform
+from prototile.regularizers import (
+    EffectiveEntropy,
+    KoLeo,
+    ManifoldCapacity,
+    MatchPrior,
+    Regularizer,
+    Uniformity,
+    VarianceCovariance,
+)
+
+__all__ = [
+    "Assignments",
+    "Balancer",
+    "Centering",
+    "EffectiveEntropy",
+    "ExCBHead",
+    "Explicit",
+    "ExplicitBalancing",
+    "FromCounts",
+    "IBOTHead",
+    "KoLeo",
+    "ManifoldCapacity",
+    "MatchPrior",
+    "Pairs",
+    "PowerLaw",
+    "Prior",
+    "ProbabilityCentering",
+    "Prototypes",
+    "Queue",
+    "Regularizer",
+    "Sequential",
+    "Sharpen",
+    "Sinkhorn",
+    "Uniform",
+    "Uniformity",
+    "VarianceCovariance",
+    "cross_entropy",
+    "cross_entropy_and_mean",
+    "dense",
+    "losses",
+    "nearest",
+    "regularizers",
+    "release_scratch",
+    "schedules",
+    "scratch_budget",
+    "smooth",
+]
