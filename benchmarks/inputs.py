@@ -107,14 +107,14 @@ def patch_problem(case: Case, device: torch.device) -> PatchProblem:
     )
 
 
-def peaked(given: Problem) -> Problem:
-    """The same prototypes, but all views of an image lie close to one of them, as late in training."""
+def near_prototypes(given: Problem, noise: float) -> Problem:
+    """The same prototypes, but all views of an image lie near one of them, at a cosine of 1 / sqrt(1 + noise^2)."""
     case, generator = given.case, torch.Generator().manual_seed(2)
     device = given.rows.device
     home = torch.randint(case.prototypes, (case.images,), generator=generator).to(device)
 
     def close(views: int) -> Tensor:
-        noise = unit(views * case.images, device, generator)
-        return F.normalize(given.prototypes.detach()[home.repeat(views)] + 0.3 * noise, dim=-1)
+        away = unit(views * case.images, device, generator)
+        return F.normalize(given.prototypes.detach()[home.repeat(views)] + noise * away, dim=-1)
 
     return replace(given, rows=close(case.student_views).requires_grad_(), teacher_rows=close(case.teacher_views))

@@ -29,7 +29,7 @@ METHOD = {
     "memory": (
         "Peak resident memory of the first call less what was resident before it (GPU: allocated memory), after idle "
         "memory was given back. It includes the gradients; 'beyond dW' is without that of the prototypes. MB are 2^20 "
-        "bytes."
+        "bytes. How the heap was used before can shift it by some tens of MB: malloc keeps what it expects to need."
     ),
     "check": "The value of every contestant's first call is compared with ours (largest deviation / largest number).",
 }

@@ -265,10 +265,18 @@ TASKS: dict[str, Callable[[Case, torch.device], Contest]] = {
 
 # -------------------------------------------------------------------------------------------------- accuracy
 def accuracy(case: Case, device: torch.device) -> list[dict[str, Any]]:
-    """Errors of loss and gradients against the naive formula in float64, on the same numbers."""
+    """Errors of loss and gradients against the naive formula in float64, on the same numbers.
+
+    Random data; rows near their prototypes, so that targets are certain; and so near that predictions are, too.
+    """
     drawn = inputs.problem(case, device)
+    data_sets = {
+        "random": drawn,
+        "certain targets": inputs.near_prototypes(drawn, 1.0),
+        "peaked": inputs.near_prototypes(drawn, 0.3),
+    }
     rows = []
-    for data, problem in (("random", drawn), ("peaked", inputs.peaked(drawn))):
+    for data, problem in data_sets.items():
         exact = _gradients(forced("naive", trained(plain, wide := _double(problem))), wide)
         for name in ("direct", "row", "stream", "naive"):
             for precise, given in ((False, problem), (True, wide)):

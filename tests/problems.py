@@ -53,7 +53,9 @@ def random_problem(
         pairs = Pairs.weighted(table).weighing(torch.rand(images, dtype=torch.float64))
     return Problem(
         Assignments(z, w, 0.1, offset),
-        Assignments((scale * unit(teacher_views * images, dims)).to(dtype), unit(prototypes, dims).to(dtype), 0.04, tilt),
+        Assignments(
+            (scale * unit(teacher_views * images, dims)).to(dtype), unit(prototypes, dims).to(dtype), 0.04, tilt
+        ),
         pairs,
         [leaf for leaf in (z, w, offset) if leaf is not None],
     )

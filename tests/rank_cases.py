@@ -245,4 +245,3 @@ CASES = [
     variance_covariance,
     vicreg,
 ]
-

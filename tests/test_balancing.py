@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from problems import unit
 
+from problems import unit
 from prototile.assignments import Assignments, dense, scratch_budget
 from prototile.balancing import (
     Balancer,
@@ -31,7 +31,9 @@ STATEFUL = [
     pytest.param(lambda: Centering(PowerLaw(0.5)(K)), id="centering"),
     pytest.param(lambda: ProbabilityCentering(PowerLaw(0.5)(K)), id="probability centering"),
     pytest.param(lambda: ExplicitBalancing(PowerLaw(0.5)(K), momentum=0.5), id="explicit balancing"),
-    pytest.param(lambda: ExplicitBalancing(PowerLaw(0.5)(K), momentum=0.0), id="explicit balancing with empty clusters"),
+    pytest.param(
+        lambda: ExplicitBalancing(PowerLaw(0.5)(K), momentum=0.0), id="explicit balancing with empty clusters"
+    ),
 ]
 ALL = [
     *STATEFUL,
@@ -195,9 +197,7 @@ def test_queue():
     by_view = [b.embeddings.unflatten(0, (2, 4)) for b in batches]
     torch.testing.assert_close(queue.embeddings, torch.cat([by_view[1], by_view[0][:, :1]], 1))
     observed = queue.observe(batches[2])
-    torch.testing.assert_close(
-        observed.embeddings.unflatten(0, (2, 9)), torch.cat([queue.embeddings, by_view[2]], 1)
-    )
+    torch.testing.assert_close(observed.embeddings.unflatten(0, (2, 9)), torch.cat([queue.embeddings, by_view[2]], 1))
 
 
 def test_bad_arguments(unchecked):

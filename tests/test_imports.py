@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "prototile"
 
-FOUNDATIONS = "distributed precision types"
+FOUNDATIONS = "autograd distributed precision types"
 MATHEMATICS = "priors schedules vmf assignments losses neighbors balancing regularizers"
 NETWORKS = "heads backbones ema views"
 PARTS = f"{FOUNDATIONS} {MATHEMATICS} {NETWORKS}"
@@ -21,6 +21,7 @@ USES = "checkpoints evaluation audit training reports recipes"
 # `__init__` stands for the public names, as in `from prototile import Uniform`.
 ROWS = {
     # foundations
+    "autograd": "",
     "distributed": "",
     "precision": "",
     "types": "",

@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import unit
 
+from problems import unit
 from prototile.neighbors import nearest
 
 

@@ -5,8 +5,8 @@ import math
 import mpmath
 import pytest
 import torch
-from problems import unit
 
+from problems import unit
 from prototile.neighbors import nearest
 from prototile.priors import PowerLaw, Uniform
 from prototile.regularizers import (
@@ -90,7 +90,7 @@ def test_exact_duplicates_separate():
     (gradient,) = torch.autograd.grad(regularizer(x), x)
     assert int(regularizer.duplicates) == 2
     assert bool(gradient.isfinite().all())
-    moved = x - 1e-6 * gradient
+    moved = x.detach() - 1e-6 * gradient
     assert float((moved[1] - moved[5]).norm()) > 1e-6
 
 

@@ -1,7 +1,7 @@
 """prototile: self-supervised vision models whose representations are clusters.
 
-Which distribution do the clusters follow, and which should they? So far this is the mathematical core: every block works
-alone in a plain PyTorch loop. Each module opens with a table of what it holds and where the papers use it.
+Which distribution do the clusters follow, and which should they? So far this is the mathematical core: every block
+works alone in a plain PyTorch loop. Each module opens with a table of what it holds and where the papers use it.
 """
 
 from prototile import losses, regularizers, schedules

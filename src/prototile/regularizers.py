@@ -20,11 +20,15 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from prototile import distributed
+from prototile.autograd import scaled
 from prototile.losses.redundancy import covariance, variance_hinge
 from prototile.neighbors import nearest
 from prototile.precision import full_precision, wide
+
+_ROWS = 4096  # of which differences are held at a time
 
 
 class Regularizer(nn.Module, ABC):
@@ -193,19 +197,61 @@ def _koleo(x: Tensor, *, eps: float, generator: torch.Generator) -> tuple[Tensor
     """The value, and how many rows have an exact duplicate."""
     if len(x) < 2:
         raise ValueError(f"KoLeo needs at least two rows, got {len(x)}")
-    x = F.normalize(x, dim=-1, eps=eps)
-    neighbor, _ = nearest(x)
-    distance = _distance(x, x[neighbor], eps)
-    duplicate = (distance < 1e-6).detach()
-    if bool(duplicate.any()):
-        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
-        moved = x + 1e-4 * duplicate[:, None] * noise
-        distance = torch.where(duplicate, _distance(moved, moved[neighbor], eps), distance)
-    return -(distance + eps).log().mean(), duplicate.sum()
+    return _KoLeo.apply(x, eps, generator)  # type: ignore[return-value]
 
 
-def _distance(a: Tensor, b: Tensor, eps: float) -> Tensor:
-    return torch.linalg.vector_norm(a - b + eps, dim=-1)
+class _KoLeo(torch.autograd.Function):
+    """Block by block, with the gradient formed on the way: beside it, one copy of the rows and no k x k matrix."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, eps: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp(min=eps)
+        unit = x / norm
+        neighbor, _ = nearest(unit)
+        distance = torch.cat([_difference(unit, rows, neighbor, eps)[1] for rows in _blocks(len(x), x.device)])
+        duplicate = distance < 1e-6
+        gradient = torch.zeros_like(unit) if ctx.needs_input_grad[0] else None
+        total = _add_logs(unit, torch.nonzero(~duplicate).flatten(), neighbor, eps, gradient)
+        pairs = torch.nonzero(duplicate).flatten()
+        if len(pairs):
+            exact = unit[pairs]
+            noise = torch.randn(exact.shape, generator=generator, dtype=x.dtype).to(x.device)
+            unit[pairs] = exact + 1e-4 * noise
+            total = total + _add_logs(unit, pairs, neighbor, eps, gradient)
+            unit[pairs] = exact
+        if gradient is not None:  # through the normalisation
+            radial = torch.einsum("kd,kd->k", gradient, unit)[:, None] * (norm > eps)
+            gradient.addcmul_(unit, radial, value=-1).div_(norm)
+        ctx.save_for_backward(gradient)
+        ctx.mark_non_differentiable(count := duplicate.sum())
+        return total, count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor, _: Tensor):
+        return *scaled(ctx.saved_tensors, grad), None, None
+
+
+def _add_logs(unit: Tensor, rows: Tensor, neighbor: Tensor, eps: float, gradient: Tensor | None) -> Tensor:
+    """-sum log(distance) / k of these rows; its derivative is added to the gradient of both ends."""
+    total = unit.new_zeros(())
+    for part in rows.split(_ROWS):
+        difference, distance = _difference(unit, part, neighbor, eps)
+        total -= (distance + eps).log().sum() / len(unit)
+        if gradient is not None:
+            difference *= (-1 / (len(unit) * distance * (distance + eps)))[:, None]
+            gradient.index_add_(0, part, difference)
+            gradient.index_add_(0, neighbor[part], difference, alpha=-1)
+    return total
+
+
+def _difference(unit: Tensor, rows: Tensor, neighbor: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    difference = unit[rows] - unit[neighbor[rows]] + eps
+    return difference, torch.linalg.vector_norm(difference, dim=-1)
+
+
+def _blocks(count: int, device: torch.device) -> tuple[Tensor, ...]:
+    return torch.arange(count, device=device).split(_ROWS)
 
 
 def _partitions(order: Tensor, size: int) -> list[Tensor]:

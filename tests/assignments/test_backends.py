@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import Problem, random_problem, relative_error, unit
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from problems import Problem, random_problem, relative_error, unit
 from prototile.assignments import (
     Assignments,
     Pairs,

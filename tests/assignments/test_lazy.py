@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from problems import random_problem, unit
 
+from problems import random_problem, unit
 from prototile.assignments import Adjustment, Assignments, backend, dense, scratch_budget, smooth
 
 

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch import Tensor
+
 from rank_cases import CASES
 from ranks import RankPool, fail
-from torch import Tensor
 
 
 def combined(name: str, parts: list[Tensor]) -> Tensor:

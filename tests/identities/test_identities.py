@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import unit
 
+from problems import unit
 from prototile.assignments import Assignments, Pairs, cross_entropy, dense
 from prototile.balancing import (
     Centering,

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from problems import unit
 
+from problems import unit
 from prototile import losses
 
 

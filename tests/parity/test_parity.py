@@ -6,10 +6,10 @@ and so does a tensor of a case that its adapter neither reads nor computes.
 
 from pathlib import Path
 
-import adapters
 import pytest
 import torch
 
+import adapters
 from prototile import assignments
 from reference import Case, read_cases
 

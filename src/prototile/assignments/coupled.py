@@ -17,7 +17,6 @@ Backend `direct` keeps a block's exponentials between the visits (t + 3 s produc
 the block's exponentials are there; with a mean it has to wait for g, and the last block is kept until then.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -29,6 +28,7 @@ from torch.autograd.function import once_differentiable
 from prototile.assignments.plan import Plan, choose
 from prototile.assignments.scratch import Loan, borrow
 from prototile.assignments.tiles import Exponentials, Logits, spans
+from prototile.autograd import scaled, uncompiled
 
 
 @dataclass(frozen=True)
@@ -43,20 +43,40 @@ class Problem:
 
 
 class Gradients:
-    """The gradients with respect to the student's embeddings, prototypes and offset; those that are wanted."""
+    """The gradients with respect to the student's embeddings, prototypes and offset; those that are wanted.
+
+    The first block writes and the others add, which spares clearing a matrix as large as the prototypes.
+    """
 
     def __init__(self, student: Logits, wanted: tuple[bool, bool, bool]):
-        views, dims = student.views, student.rows.shape[1]
-        like = student.rows
-        self.embeddings = like.new_zeros(views, student.images, dims) if wanted[0] else None
-        self.prototypes = like.new_zeros(student.num_prototypes, dims) if wanted[1] else None
-        self.offset = like.new_zeros(student.num_prototypes) if wanted[2] else None
+        like, dims = student.rows, student.rows.shape[1]
+        self.embeddings = like.new_empty(student.views, student.images, dims) if wanted[0] else None
+        self.prototypes = like.new_empty(student.num_prototypes, dims) if wanted[1] else None
+        self.offset = like.new_empty(student.num_prototypes) if wanted[2] else None
+        self._empty = True
+
+    def add(self, start: int, stop: int, tile: Tensor, rows: Tensor, weight: Tensor) -> None:
+        """For the prototypes of a tile: tile' @ rows, and tile' @ weight for their offset."""
+        beta = 0 if self._empty else 1
+        if self.prototypes is not None:
+            self.prototypes[start:stop].addmm_(tile.T, rows, beta=beta)
+        if self.offset is not None:
+            self.offset[start:stop].addmv_(tile.T, weight, beta=beta)
+
+    def block_done(self) -> None:
+        """Every tile was added to."""
+        self._empty = False
 
     def results(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        if self._empty:  # there was no block
+            for x in (self.prototypes, self.offset):
+                if x is not None:
+                    x.zero_()
         z = self.embeddings
         return None if z is None else z.flatten(0, 1), self.prototypes, self.offset
 
 
+@uncompiled
 def column_sums(
     z: Float[Tensor, "n d"], w: Float[Tensor, "k d"], offset: Float[Tensor, "..."] | None, logits: Logits
 ) -> Float[Tensor, " k"]:
@@ -130,12 +150,6 @@ class CrossEntropyAndColumnSums(torch.autograd.Function):
                 block.add_gradients(gradients, grad, grad_sums)
                 del block
         return *gradients.results(), None
-
-
-def scaled(gradients: tuple[Tensor | None, ...], factor: Tensor) -> Iterator[Tensor | None]:
-    """Each gradient times the incoming one; on a CPU not even copied where that is 1."""
-    is_one = factor.device.type == "cpu" and factor.item() == 1
-    return (x if x is None or is_one else x * factor for x in gradients)
 
 
 class _Block:
@@ -217,10 +231,8 @@ class _Block:
             self._subtract_targets(derivative.view(self.s, self.n, -1), share, start, stop)
             if into.embeddings is not None:
                 products.addmm_(derivative, student.source.prototypes[start:stop])
-            if into.prototypes is not None:
-                into.prototypes[start:stop].addmm_(derivative.T, rows)
-            if into.offset is not None:
-                into.offset[start:stop].addmv_(derivative.T, factor[:, 0])
+            into.add(start, stop, derivative, rows, factor[:, 0])
+        into.block_done()
         student.filled = False  # overwritten
         if into.embeddings is not None:
             into.embeddings[:, self.images] = products.mul_(factor / self.temperature).view(self.s, self.n, -1)

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from prototile.assignments.coupled import Gradients, Problem, scaled
+from prototile.assignments.coupled import Gradients, Problem
 from prototile.assignments.tiles import Exponentials, Logits, spans
+from prototile.autograd import scaled
 
 
 class CrossEntropyByRows(torch.autograd.Function):
@@ -75,8 +76,6 @@ def _sweep(
         scaled_rows = multiplier[:, start:stop].flatten(0, 1) / total
         scaled_weight = weight[:, start:stop].flatten() / total[:, 0]
         for a, b in exponentials.tiles:
-            if into.prototypes is not None:
-                into.prototypes[a:b].addmm_(exponentials.tile(a, b).T, scaled_rows)
-            if into.offset is not None:
-                into.offset[a:b].addmv_(exponentials.tile(a, b).T, scaled_weight)
+            into.add(a, b, exponentials.tile(a, b), scaled_rows, scaled_weight)
+        into.block_done()
     return expected, log_total, offset

@@ -127,9 +127,9 @@ class Assignments:
         return replace(self, held=Held(self.embeddings, self.prototypes, scores, loan))
 
     def hold_within_budget(self) -> "Assignments":
-        """Held, if that fits the scratch budget."""
+        """Held, if that takes at most half of the scratch budget: who reads the products needs some, too."""
         size = len(self) * self.num_prototypes * max(4, self.embeddings.element_size())
-        return self.hold() if size <= budget(self.prototypes) else self
+        return self.hold() if 2 * size <= budget(self.prototypes) else self
 
     # ---------------------------------------------------------------------------- without a matrix
     def mean(self) -> Float[Tensor, " k"]:

@@ -11,9 +11,10 @@ from prototile.assignments.decoupled import CrossEntropyByRows
 from prototile.assignments.lazy import Assignments
 from prototile.assignments.pairs import Pairs
 from prototile.assignments.plan import choose, forced_backend
+from prototile.autograd import uncompiled
 
 
-@torch.compiler.disable
+@uncompiled
 def cross_entropy(student: Assignments, targets: Assignments, pairs: Pairs) -> Float[Tensor, ""]:
     r"""$\sum_{t,s,b} M_{ts}\, r_b\, H(q_{tb}, p_{sb})$ with $H(q, p) = -\sum_k q_k \log p_k$, without n x k numbers.
 
@@ -31,7 +32,7 @@ def cross_entropy(student: Assignments, targets: Assignments, pairs: Pairs) -> F
         return backend.apply(*student.differentiable(), problem)  # type: ignore[return-value]
 
 
-@torch.compiler.disable
+@uncompiled
 def cross_entropy_and_mean(
     student: Assignments, targets: Assignments, pairs: Pairs
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " k"]]:

@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from prototile import distributed
-from prototile.assignments.scratch import borrow
+from prototile.assignments.scratch import borrow, budget
 from prototile.assignments.tiles import Exponentials, Logits, images_within, spans
 
 _TILE_NUMBERS = 2**22  # 16 MiB in float32
@@ -60,40 +60,39 @@ def sinkhorn(
 ) -> Float[Tensor, " k"]:
     """The column potentials after so many Sinkhorn iterations: columns to `log_mass`, then rows to one.
 
-    `potential` are the rows' potentials to start from (none: start from the logits). One rank makes one pass
-    over the prototypes per iteration: a column's scaling is complete within its tile, so the row sums under the
-    new scaling are gathered on the same visit. Several ranks need two.
+    `potential` are the rows' potentials to start from (none: start from the logits). One rank makes one pass over the
+    prototypes per iteration: a column's scaling is complete within its tile, so the row sums under the new scaling are
+    gathered on the same visit. Several ranks, and logits too wide for exponentials, need two, in the log domain.
     """
+    if distributed.world_size() == 1 and logits.shift is None:
+        offset = _scaled_columns(logits, log_mass.exp(), iterations, potential)
+        if bool((offset.isfinite() | (log_mass == -torch.inf)).all()):
+            return offset
     offset = torch.zeros_like(log_mass)
     for i in range(iterations):
-        last = i == iterations - 1
-        if distributed.world_size() == 1:
-            offset, potential = _columns_then_rows(logits, log_mass, potential, last)
-        else:
-            offset = log_mass - distributed.logsumexp(column_logsumexp(logits, potential))
-            if not last:
-                potential = -_row_logsumexp_under(logits, offset)
+        if i > 0:
+            potential = -_row_logsumexp_under(logits, offset)
+        offset = log_mass - distributed.logsumexp(column_logsumexp(logits, potential))
     return offset
 
 
-def _columns_then_rows(
-    logits: Logits, log_mass: Tensor, potential: Tensor | None, last: bool
-) -> tuple[Tensor, Tensor | None]:
-    columns = _Columns(logits, potential)
-    offset, rows = torch.empty_like(log_mass), torch.zeros_like(logits.base[:, 0])
-    mass = log_mass.exp()
-    for start, stop in columns.tiles:
-        peak, tile = columns.exponentials(start, stop)
-        total = tile.sum(0)
-        offset[start:stop] = log_mass[start:stop] - total.log() - peak
-        if not last:
-            rows.addmv_(tile, mass[start:stop] / total)
-    if last:
-        return offset, None
-    if not bool((rows > 0).all()):  # a row so far below the others that its exponentials vanish: rare, done safely
-        return offset, -_row_logsumexp_under(logits, offset)
-    potential = torch.zeros_like(rows) if potential is None else potential
-    return offset, potential - rows.log()
+def _scaled_columns(logits: Logits, mass: Tensor, iterations: int, potential: Tensor | None) -> Tensor:
+    """The same with exponentials that are scaled; not finite where they over- or underflow."""
+    num_rows = logits.rows.shape[0]
+    fits = num_rows * mass.numel() * mass.element_size() <= budget(logits.prototypes)
+    exponentials = Exponentials(logits, keep=fits, tile=_columns_per_tile(num_rows))
+    row_scale = torch.ones_like(exponentials.total) if potential is None else (potential + logits.base[:, 0]).exp()
+    column_scale = torch.empty_like(mass)
+    for i in range(iterations):
+        rows = torch.zeros_like(row_scale)
+        for start, stop in exponentials.tiles:
+            tile = exponentials.tile(start, stop)
+            column_scale[start:stop] = mass[start:stop] / (tile.T @ row_scale)
+            if i < iterations - 1:
+                rows.addmv_(tile, column_scale[start:stop])
+        exponentials.filled = exponentials.keep
+        row_scale = 1 / rows
+    return column_scale.log()
 
 
 def _row_logsumexp_under(logits: Logits, offset: Tensor) -> Tensor:
@@ -110,12 +109,17 @@ def _row_logsumexp_under(logits: Logits, offset: Tensor) -> Tensor:
     return out.flatten()
 
 
+def _columns_per_tile(num_rows: int) -> int:
+    """As many as leave a tile of all rows within scratch memory."""
+    return max(16, min(1024, 2 * _TILE_NUMBERS // max(num_rows, 1)))
+
+
 class _Columns:
     """exp(logit + potential - peak) of all rows, tile by tile, where the peak is the column's maximum."""
 
     def __init__(self, logits: Logits, potential: Tensor | None):
         num_rows = logits.rows.shape[0]
-        tile = max(16, min(logits.num_prototypes, 1024, 2 * _TILE_NUMBERS // max(num_rows, 1)))
+        tile = min(logits.num_prototypes, _columns_per_tile(num_rows))
         self.tiles = list(spans(logits.num_prototypes, tile)) if num_rows else []
         self._logits = logits
         self._row = logits.base if potential is None else logits.base + potential[:, None]

@@ -5,7 +5,7 @@
 
 from contextlib import contextmanager
 from contextvars import ContextVar
-from threading import Lock
+from threading import RLock
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 _BUDGET: ContextVar[int | None] = ContextVar("scratch budget", default=None)
 _MAX_IDLE = 4
 _idle: list[Tensor] = []
-_lock = Lock()
+_lock = RLock()  # a loan may be collected, and returned, while this thread borrows
 
 
 class Loan:

@@ -84,7 +84,10 @@ class Logits:
         offset = None if self.offset is None else self.offset[:, start:stop]
         scale = None if self.adjustment is None else self.adjustment.scale[start:stop]
         by_view = out.view(self.views, -1, stop - start)
-        if self.scores is not None:
+        if self.scores is not None and offset is not None and scale is None:
+            torch.add(offset[:, None], self.scores[:, :, start:stop], alpha=1 / self.temperature, out=by_view)
+            offset = None
+        elif self.scores is not None:
             torch.mul(self.scores[:, :, start:stop], 1 / self.temperature, out=by_view)
         elif offset is not None and offset.shape[0] == 1 and scale is None:
             torch.addmm(offset[0], self.rows, self.prototypes[start:stop].T, out=out)

@@ -1,0 +1,28 @@
+"""What the README shows runs as it stands, and so does the example."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_readmes_code_runs():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(block, {})
+
+
+def test_the_readme_names_files_that_exist():
+    text = (ROOT / "README.md").read_text() + (ROOT / "CONTRIBUTING.md").read_text()
+    for name in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+        assert (ROOT / name).exists(), name
+
+
+@pytest.mark.slow
+def test_the_example_runs(capsys):
+    runpy.run_path(str(ROOT / "examples" / "marginals.py"), run_name="__main__")
+    assert "power law, as the data" in capsys.readouterr().out
