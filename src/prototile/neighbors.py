@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-_BLOCK = 2048  # 16 MiB of float32 similarities at a time
+_BLOCK = 1024  # 4 MiB of float32 similarities at a time
 
 
 @torch.no_grad()
@@ -44,6 +44,6 @@ def _improve(best: Tensor, index: Tensor, rows: slice, tile: Tensor, offset: int
     """Takes over the maxima of `tile`'s rows where they are larger; only there the position is looked up."""
     top = tile.amax(1)
     improved = torch.nonzero(top > best[rows]).flatten()
-    if len(improved):
-        best[rows.start + improved] = top[improved]
-        index[rows.start + improved] = tile[improved].argmax(1) + offset
+    best[rows.start + improved] = top[improved]
+    for part in improved.split(128):  # few at a time: their copy stays in cache
+        index[rows.start + part] = tile[part].argmax(1) + offset

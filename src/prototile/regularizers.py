@@ -82,11 +82,12 @@ class KoLeo(Regularizer):
     def forward(self, x: Float[Tensor, "k d"]) -> Float[Tensor, ""]:
         """Of prototypes (their direction counts, not their norm) or of one view's embeddings."""
         generator = torch.Generator().manual_seed(int(self.calls))
-        parts = [torch.arange(len(x))]
+        parts = (x,)
         if self.partition is not None and len(x) > self.partition:
-            parts = _partitions(torch.randperm(len(x), generator=generator), self.partition)
+            order = torch.randperm(len(x), generator=generator).to(x.device)
+            parts = x[order].split(_partitions(len(x), self.partition))
         self.calls += 1
-        terms = [_koleo(x[part.to(x.device)], eps=1e-8, generator=generator) for part in parts]
+        terms = [_koleo(part, eps=1e-8, generator=generator) for part in parts]
         self.duplicates.copy_(torch.stack([count for _, count in terms]).sum())
         total = torch.stack([value for value, _ in terms]).sum()
         return total if self.reduction == "sum" else total / len(parts)
@@ -254,12 +255,12 @@ def _blocks(count: int, device: torch.device) -> tuple[Tensor, ...]:
     return torch.arange(count, device=device).split(_ROWS)
 
 
-def _partitions(order: Tensor, size: int) -> list[Tensor]:
-    """Consecutive parts of `size`; a last part of one joins the part before it."""
-    parts = list(order.split(size))
-    if len(parts) > 1 and len(parts[-1]) == 1:
-        parts[-2:] = [torch.cat(parts[-2:])]
-    return parts
+def _partitions(count: int, size: int) -> list[int]:
+    """Sizes that add up to `count`; a last one of a single row joins the one before."""
+    sizes = [min(size, count - start) for start in range(0, count, size)]
+    if len(sizes) > 1 and sizes[-1] == 1:
+        sizes[-2:] = [sizes[-2] + 1]
+    return sizes
 
 
 @full_precision
