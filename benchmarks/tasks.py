@@ -6,13 +6,13 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import inputs
 import rivals
 from inputs import MSN_TEMPERATURE, SWAV_TEMPERATURE, Case, PatchProblem, Problem
 from measure import MIB, Contest
+from prototile import sphere
 from prototile.assignments import (
     Assignments,
     Pairs,
@@ -51,9 +51,9 @@ def ibot(problem: PatchProblem, balancer: Balancer, patch_balancer: Balancer) ->
 def msn(problem: Problem, prior: Tensor, *, normalize: bool = False) -> Tensor:
     student, teacher = problem.student(), problem.teacher(MSN_TEMPERATURE)
     if normalize:
-        w = F.normalize(problem.prototypes, dim=-1)
-        student = replace(student, embeddings=F.normalize(problem.rows, dim=-1), prototypes=w)
-        teacher = replace(teacher, embeddings=F.normalize(problem.teacher_rows, dim=-1), prototypes=w.detach())
+        w = sphere.normalize(problem.prototypes)
+        student = replace(student, embeddings=sphere.normalize(problem.rows), prototypes=w)
+        teacher = replace(teacher, embeddings=sphere.normalize(problem.teacher_rows), prototypes=w.detach())
     loss, mean = cross_entropy_and_mean(student, teacher, problem.pairs())
     return loss + match_prior(mean, prior)
 

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "prototile"
 
 FOUNDATIONS = "autograd distributed precision types"
-MATHEMATICS = "priors schedules vmf assignments losses neighbors balancing regularizers"
+MATHEMATICS = "priors schedules sphere vmf assignments losses neighbors balancing regularizers"
 NETWORKS = "heads backbones ema views"
 PARTS = f"{FOUNDATIONS} {MATHEMATICS} {NETWORKS}"
 USES = "checkpoints evaluation audit training reports recipes"
@@ -28,14 +28,15 @@ ROWS = {
     # mathematics: tensors in, tensors out
     "priors": FOUNDATIONS,
     "schedules": FOUNDATIONS,
+    "sphere": FOUNDATIONS,
     "vmf": FOUNDATIONS,
     "assignments": FOUNDATIONS,
     "losses": FOUNDATIONS,
     "neighbors": FOUNDATIONS,
     "balancing": f"{FOUNDATIONS} assignments priors neighbors losses",
-    "regularizers": f"{FOUNDATIONS} assignments priors neighbors losses",
+    "regularizers": f"{FOUNDATIONS} assignments priors sphere neighbors losses",
     # networks
-    "heads": f"{FOUNDATIONS} assignments vmf",
+    "heads": f"{FOUNDATIONS} assignments sphere vmf",
     "backbones": FOUNDATIONS,
     "ema": FOUNDATIONS,
     "views": FOUNDATIONS,

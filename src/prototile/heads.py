@@ -17,12 +17,12 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from prototile.assignments import Assignments
 from prototile.precision import wide
+from prototile.sphere import normalize
 from prototile.vmf import log_normalizer, log_normalizer_at_zero
 
 
@@ -66,23 +66,23 @@ class Prototypes(nn.Module):
             kappa = torch.linalg.vector_norm(wide(weights), dim=-1) / temperature
             dims = weights.shape[1]
             offset = (log_normalizer(kappa, dims) - log_normalizer_at_zero(dims)).to(wide(weights).dtype)
-        return Assignments(F.normalize(wide(embeddings), dim=-1), weights, temperature, offset)
+        return Assignments(normalize(embeddings), weights, temperature, offset)
 
     def weights(self) -> Float[Tensor, "k d"]:
         """The prototypes, with their norms."""
         if not self.normalized:
             return self.vectors
-        directions = F.normalize(self.vectors, dim=-1)
+        directions = normalize(self.vectors)
         return directions if self.gain is None else self.gain[:, None] * directions
 
     def directions(self) -> Float[Tensor, "k d"]:
         """The prototypes as unit vectors."""
-        return F.normalize(self.vectors, dim=-1)
+        return normalize(self.vectors)
 
     @torch.no_grad()
     def renormalize_(self) -> None:
         """Puts the vectors back on the unit sphere; with free gains, to be called before every step (SwAV)."""
-        self.vectors.copy_(F.normalize(self.vectors, dim=-1))
+        self.vectors.copy_(normalize(self.vectors))
 
 
 def mlp(

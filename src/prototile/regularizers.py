@@ -14,6 +14,7 @@ rank's). Each class is a thin shell around a function of tensors; all compute in
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -27,6 +28,7 @@ from prototile.autograd import scaled
 from prototile.losses.redundancy import covariance, variance_hinge
 from prototile.neighbors import nearest
 from prototile.precision import full_precision, wide
+from prototile.sphere import pull_back_
 
 _ROWS = 4096  # of which differences are held at a time
 
@@ -82,14 +84,13 @@ class KoLeo(Regularizer):
     def forward(self, x: Float[Tensor, "k d"]) -> Float[Tensor, ""]:
         """Of prototypes (their direction counts, not their norm) or of one view's embeddings."""
         generator = torch.Generator().manual_seed(int(self.calls))
-        parts = (x,)
+        self.calls += 1
+        parts = [None]
         if self.partition is not None and len(x) > self.partition:
             order = torch.randperm(len(x), generator=generator).to(x.device)
-            parts = x[order].split(_partitions(len(x), self.partition))
-        self.calls += 1
-        terms = [_koleo(part, eps=1e-8, generator=generator) for part in parts]
-        self.duplicates.copy_(torch.stack([count for _, count in terms]).sum())
-        total = torch.stack([value for value, _ in terms]).sum()
+            parts = list(order.split(_partition_sizes(len(x), self.partition)))
+        total, duplicates = _koleo(x, parts, 1e-8, generator)
+        self.duplicates.copy_(duplicates)
         return total if self.reduction == "sum" else total / len(parts)
 
 
@@ -190,57 +191,72 @@ def koleo(x: Float[Tensor, "k d"], *, eps: float = 1e-8) -> Float[Tensor, ""]:
     to their neighbour would get opposite gradients that cancel, for ever: they are moved by noise of 1e-4 before
     the distance is taken, which pulls exact duplicates apart.
     """
-    return _koleo(x, eps=eps, generator=torch.Generator().manual_seed(0))[0]
+    return _koleo(x, [None], eps, torch.Generator().manual_seed(0))[0]
 
 
 @full_precision
-def _koleo(x: Tensor, *, eps: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The value, and how many rows have an exact duplicate."""
+def _koleo(x: Tensor, parts: Sequence[Tensor | None], eps: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The sum over these parts of the rows (None: all), and how many rows have an exact duplicate."""
     if len(x) < 2:
         raise ValueError(f"KoLeo needs at least two rows, got {len(x)}")
-    return _KoLeo.apply(x, eps, generator)  # type: ignore[return-value]
+    return _KoLeo.apply(x, parts, eps, generator)  # type: ignore[return-value]
 
 
 class _KoLeo(torch.autograd.Function):
     """Block by block, with the gradient formed on the way: beside it, one copy of the rows and no k x k matrix."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, eps: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp(min=eps)
-        unit = x / norm
-        neighbor, _ = nearest(unit)
-        distance = torch.cat([_difference(unit, rows, neighbor, eps)[1] for rows in _blocks(len(x), x.device)])
+    def forward(ctx, x: Tensor, parts: Sequence[Tensor | None], eps: float, generator: torch.Generator):
+        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+        bounded = norm.clamp(min=eps)
+        unit = x / bounded
+        neighbor, weight = _neighbors_and_weights(unit, parts)
+        everyone = torch.arange(len(unit), device=unit.device)
+        distance = torch.cat([_difference(unit, rows, neighbor, eps)[1] for rows in everyone.split(_ROWS)])
         duplicate = distance < 1e-6
         gradient = torch.zeros_like(unit) if ctx.needs_input_grad[0] else None
-        total = _add_logs(unit, torch.nonzero(~duplicate).flatten(), neighbor, eps, gradient)
-        pairs = torch.nonzero(duplicate).flatten()
-        if len(pairs):
-            exact = unit[pairs]
-            noise = torch.randn(exact.shape, generator=generator, dtype=x.dtype).to(x.device)
-            unit[pairs] = exact + 1e-4 * noise
-            total = total + _add_logs(unit, pairs, neighbor, eps, gradient)
-            unit[pairs] = exact
-        if gradient is not None:  # through the normalisation
-            radial = torch.einsum("kd,kd->k", gradient, unit)[:, None] * (norm > eps)
-            gradient.addcmul_(unit, radial, value=-1).div_(norm)
-        ctx.save_for_backward(gradient)
+        total = _add_logs(unit, everyone[~duplicate], neighbor, weight, eps, gradient)
+        alike = everyone[duplicate]
+        if len(alike):  # the neighbour of a duplicate is one, too
+            noise = torch.randn(len(alike), unit.shape[1], generator=generator, dtype=unit.dtype).to(unit.device)
+            moved, own = unit[alike] + 1e-4 * noise, torch.zeros_like(unit[alike])
+            position = torch.searchsorted(alike, neighbor[alike])
+            total += _add_logs(moved, everyone[: len(alike)], position, weight[alike], eps, own)
+            if gradient is not None:
+                gradient.index_add_(0, alike, own)
+        ctx.save_for_backward(None if gradient is None else pull_back_(gradient, unit, norm, bounded))
         ctx.mark_non_differentiable(count := duplicate.sum())
         return total, count
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor, _: Tensor):
-        return *scaled(ctx.saved_tensors, grad), None, None
+        return *scaled(ctx.saved_tensors, grad), None, None, None
 
 
-def _add_logs(unit: Tensor, rows: Tensor, neighbor: Tensor, eps: float, gradient: Tensor | None) -> Tensor:
-    """-sum log(distance) / k of these rows; its derivative is added to the gradient of both ends."""
+def _neighbors_and_weights(unit: Tensor, parts: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
+    """Every row's nearest other row within its part, and one over the size of that part."""
+    if parts[0] is None:
+        return nearest(unit)[0], unit.new_full((len(unit),), 1 / len(unit))
+    neighbor = torch.empty(len(unit), dtype=torch.long, device=unit.device)
+    weight = unit.new_empty(len(unit))
+    for part in parts:
+        assert part is not None
+        neighbor[part] = part[nearest(unit[part])[0]]
+        weight[part] = 1 / len(part)
+    return neighbor, weight
+
+
+def _add_logs(
+    unit: Tensor, rows: Tensor, neighbor: Tensor, weight: Tensor, eps: float, gradient: Tensor | None
+) -> Tensor:
+    """-sum weight log(distance) of these rows; its derivative is added to the gradient of both ends."""
     total = unit.new_zeros(())
     for part in rows.split(_ROWS):
         difference, distance = _difference(unit, part, neighbor, eps)
-        total -= (distance + eps).log().sum() / len(unit)
+        total -= weight[part] @ (distance + eps).log()
         if gradient is not None:
-            difference *= (-1 / (len(unit) * distance * (distance + eps)))[:, None]
+            difference *= (-weight[part] / (distance * (distance + eps)))[:, None]
             gradient.index_add_(0, part, difference)
             gradient.index_add_(0, neighbor[part], difference, alpha=-1)
     return total
@@ -251,11 +267,7 @@ def _difference(unit: Tensor, rows: Tensor, neighbor: Tensor, eps: float) -> tup
     return difference, torch.linalg.vector_norm(difference, dim=-1)
 
 
-def _blocks(count: int, device: torch.device) -> tuple[Tensor, ...]:
-    return torch.arange(count, device=device).split(_ROWS)
-
-
-def _partitions(count: int, size: int) -> list[int]:
+def _partition_sizes(count: int, size: int) -> list[int]:
     """Sizes that add up to `count`; a last one of a single row joins the one before."""
     sizes = [min(size, count - start) for start in range(0, count, size)]
     if len(sizes) > 1 and sizes[-1] == 1:

@@ -46,7 +46,7 @@ def test_negative_cosine_stops_the_targets_gradient():
     loss = losses.negative_cosine(p, z)
     loss.backward()
     assert z.grad is None
-    assert float(losses.negative_cosine(z, z)) == pytest.approx(-1)
+    assert losses.negative_cosine(z, z).item() == pytest.approx(-1)
     assert float(losses.negative_cosine(torch.zeros(2, 4), torch.ones(2, 4))) == 0  # a zero row
 
 
@@ -84,7 +84,7 @@ def test_latent_regression():
     prediction = torch.tensor([[[1.0], [5.0]]], requires_grad=True)
     mask = torch.tensor([[True, True]])
     loss = losses.latent_regression(prediction, target, mask, beta=2.0)
-    assert float(loss) == pytest.approx((0.5 * 1 / 2 + (5 - 1)) / 2)
+    assert loss.item() == pytest.approx((0.5 * 1 / 2 + (5 - 1)) / 2)
     loss.backward()
     assert target.grad is None
 
@@ -94,5 +94,5 @@ def test_an_empty_mask_gives_zero(loss):
     prediction = torch.randn(2, 6, 12, requires_grad=True)
     value = loss(prediction, torch.randn(2, 6, 12), torch.zeros(2, 6, dtype=torch.bool))
     value.backward()
-    assert float(value) == 0
+    assert value.item() == 0
     assert bool((prediction.grad == 0).all())
