@@ -78,6 +78,26 @@ def test_resumed_equals_uninterrupted(make):
         assert torch.equal(straight(a).probabilities(), second(a).probabilities())
 
 
+@pytest.mark.parametrize("make", ALL)
+def test_autocast_changes_nothing(make):
+    a, first, second = batch(), make(), make()
+    a = replace(a, embeddings=a.embeddings.float(), prototypes=a.prototypes.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        targets = first(a)
+        values = statistics(targets, a)
+    expected = second(a)
+    assert torch.equal(targets.probabilities(), expected.probabilities())
+    for name, x in first.state_dict().items():
+        assert torch.equal(x, second.state_dict()[name]), name
+    for value, reference in zip(values, statistics(expected, a), strict=True):
+        assert torch.equal(value, reference)
+
+
+def statistics(targets: Assignments, teacher: Assignments) -> list[torch.Tensor]:
+    held = teacher.hold()
+    return [targets.mean(), targets.counts(), targets.confidence(), targets.log_mean(), held.mean(), teacher.entropy()]
+
+
 @pytest.mark.parametrize("make", STATEFUL)
 def test_observed_rows_update_the_state(make):
     a, others = batch(), batch(30)
@@ -136,6 +156,16 @@ def test_sinkhorn_closes_prototypes_with_prior_zero():
     targets = balancer(batch())
     assert targets.mean()[2] == 0
     assert balancer.column_error(targets) < 1e-6
+
+
+@pytest.mark.parametrize("mass", [0.0, 1 / K])
+def test_sinkhorn_leaves_closed_prototypes_closed(mass):
+    """Whose offset is minus infinity already: whatever the prior wants for it."""
+    prior, offset = Uniform()(K), torch.zeros(K, dtype=torch.float64)
+    prior[2], offset[2] = mass, -torch.inf
+    targets = Sinkhorn(prior / prior.sum(), iterations=5)(replace(batch(), offset=offset))
+    assert targets.mean()[2] == 0
+    assert bool(targets.probabilities().isfinite().all())
 
 
 def test_every_balancer_closes_prototypes_with_prior_zero():

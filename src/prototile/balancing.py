@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from prototile import distributed
 from prototile.assignments import Adjustment, Assignments, reductions
+from prototile.precision import no_autocast
 
 
 class Balancer(nn.Module, ABC):
@@ -155,6 +156,7 @@ class Centering(Balancer):
         self.register_buffer("center", torch.zeros_like(prior, dtype=torch.float64))
 
     @torch.no_grad()
+    @no_autocast
     def forward(self, teacher: Assignments, observed: Assignments | None = None) -> Assignments:
         teacher = teacher.detach()
         tilt = _log_ratio(self.prior, teacher)
@@ -213,7 +215,7 @@ class ExplicitBalancing(Balancer):
     [0, 0.001], drawn anew at every call, the same on all ranks, so that they do not all tie.
 
     Needs cosines: unit embeddings and prototypes, no offset. The boost lowers a negative largest entry, as in the
-    official code. A prior of zero closes a prototype.
+    official code. A prior of zero makes a cluster infinitely large: its balanced cosine is -1.
     """
 
     def __init__(

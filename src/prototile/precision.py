@@ -16,14 +16,24 @@ def wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def no_autocast(function: Callable[P, R]) -> Callable[P, R]:
+    """The function with autocast off."""
+
+    @functools.wraps(function)
+    def exact(*args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            return function(*args, **kwargs)
+
+    return exact
+
+
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:
-    """The function with its floating-point tensors widened and autocast off."""
+    """The function with its floating-point tensors (those passed by position) widened and autocast off."""
+    exact = no_autocast(function)
 
     @functools.wraps(function)
     def widened(*args: P.args, **kwargs: P.kwargs) -> R:
-        device = next((x.device.type for x in args if isinstance(x, Tensor)), "cpu")
         arguments = [wide(x) if isinstance(x, Tensor) and x.is_floating_point() else x for x in args]
-        with torch.autocast(device, enabled=False):
-            return function(*arguments, **kwargs)  # type: ignore[arg-type]
+        return exact(*arguments, **kwargs)  # type: ignore[arg-type]
 
     return widened

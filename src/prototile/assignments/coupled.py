@@ -29,9 +29,10 @@ from prototile.assignments.plan import Plan, choose
 from prototile.assignments.scratch import Loan, borrow
 from prototile.assignments.tiles import Exponentials, Logits, spans
 from prototile.autograd import scaled, uncompiled
+from prototile.precision import no_autocast
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Problem:
     """What is to be computed, apart from the tensors that get a gradient. Without a teacher: only the mean."""
 
@@ -77,6 +78,7 @@ class Gradients:
 
 
 @uncompiled
+@no_autocast
 def column_sums(
     z: Float[Tensor, "n d"], w: Float[Tensor, "k d"], offset: Float[Tensor, "..."] | None, logits: Logits
 ) -> Float[Tensor, " k"]:
@@ -121,7 +123,6 @@ class CrossEntropyAndColumnSums(torch.autograd.Function):
     def forward(ctx, z: Tensor, w: Tensor, offset: Tensor | None, problem: Problem) -> tuple[Tensor, Tensor]:
         loss, sums = z.new_zeros(()), z.new_zeros(problem.student.num_prototypes)
         ctx.problem, ctx.totals, ctx.last = problem, [], None
-        ctx.device_type = z.device.type
         block = None
         for start, stop in spans(problem.student.images, problem.plan.block):
             del block  # hands its scratch memory on to the next
@@ -136,19 +137,19 @@ class CrossEntropyAndColumnSums(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @no_autocast
     def backward(ctx, grad: Tensor, grad_sums: Tensor):
         problem: Problem = ctx.problem
         _ = ctx.saved_tensors
         gradients = Gradients(problem.student, ctx.needs_input_grad[:3])
         blocks = list(spans(problem.student.images, problem.plan.block))
-        with torch.autocast(ctx.device_type, enabled=False):
-            for (start, stop), totals in zip(reversed(blocks), reversed(ctx.totals), strict=True):
-                block, ctx.last = ctx.last, None
-                if block is None:
-                    block = _Block(problem, start, stop)
-                    block.restore(totals)
-                block.add_gradients(gradients, grad, grad_sums)
-                del block
+        for (start, stop), totals in zip(reversed(blocks), reversed(ctx.totals), strict=True):
+            block, ctx.last = ctx.last, None
+            if block is None:
+                block = _Block(problem, start, stop)
+                block.restore(totals)
+            block.add_gradients(gradients, grad, grad_sums)
+            del block
         return *gradients.results(), None
 
 

@@ -78,4 +78,5 @@ def _sweep(
         for a, b in exponentials.tiles:
             into.add(a, b, exponentials.tile(a, b), scaled_rows, scaled_weight)
         into.block_done()
+        del exponentials  # hands its scratch memory on to the next block
     return expected, log_total, offset

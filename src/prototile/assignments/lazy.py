@@ -16,9 +16,10 @@ from prototile import distributed
 from prototile.assignments import coupled, plan, reductions
 from prototile.assignments.scratch import Loan, borrow, budget
 from prototile.assignments.tiles import Adjustment, Logits, spans, widest_logit
+from prototile.precision import no_autocast
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Held:
     """The products <embedding, prototype> of these very tensors, kept in scratch memory."""
 
@@ -28,7 +29,7 @@ class Held:
     loan: Loan
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Assignments:
     """Lazily: rows of softmax(embeddings @ prototypes.T / temperature + offset).
 
@@ -229,11 +230,11 @@ class Assignments:
         return torch.promote_types(torch.promote_types(self.embeddings.dtype, self.prototypes.dtype), torch.float32)
 
     # ------------------------------------------------------------------------- dense: to read, plot and test
+    @no_autocast
     def similarities(self) -> Float[Tensor, "n k"]:
         """The products <embedding, prototype>: cosines, for unit vectors. Dense and differentiable."""
         z, w, _ = self.differentiable()
-        with torch.autocast(z.device.type, enabled=False):
-            return z @ w.T
+        return z @ w.T
 
     def logits(self) -> Float[Tensor, "n k"]:
         """Dense and differentiable."""

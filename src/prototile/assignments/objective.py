@@ -1,6 +1,5 @@
 """Cross-entropy between assignments: the checks, and the choice of a backend."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -12,9 +11,11 @@ from prototile.assignments.lazy import Assignments
 from prototile.assignments.pairs import Pairs
 from prototile.assignments.plan import choose, forced_backend
 from prototile.autograd import uncompiled
+from prototile.precision import no_autocast
 
 
 @uncompiled
+@no_autocast
 def cross_entropy(student: Assignments, targets: Assignments, pairs: Pairs) -> Float[Tensor, ""]:
     r"""$\sum_{t,s,b} M_{ts}\, r_b\, H(q_{tb}, p_{sb})$ with $H(q, p) = -\sum_k q_k \log p_k$, without n x k numbers.
 
@@ -24,25 +25,24 @@ def cross_entropy(student: Assignments, targets: Assignments, pairs: Pairs) -> F
     (`scratch_budget`), beside the gradients themselves.
     """
     _check(student, targets, pairs)
-    with torch.autocast(student.embeddings.device.type, enabled=False):
-        if forced_backend() == "naive":
-            return naive.cross_entropy(student, targets, pairs)
-        problem = _problem(student, targets, pairs, mean=False)
-        backend = CrossEntropyByRows if problem.plan.backend == "row" else CrossEntropy
-        return backend.apply(*student.differentiable(), problem)  # type: ignore[return-value]
+    if forced_backend() == "naive":
+        return naive.cross_entropy(student, targets, pairs)
+    problem = _problem(student, targets, pairs, mean=False)
+    backend = CrossEntropyByRows if problem.plan.backend == "row" else CrossEntropy
+    return backend.apply(*student.differentiable(), problem)  # type: ignore[return-value]
 
 
 @uncompiled
+@no_autocast
 def cross_entropy_and_mean(
     student: Assignments, targets: Assignments, pairs: Pairs
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " k"]]:
     """`cross_entropy` and `student.mean()` in one pass, for methods that penalise the marginal (MSN, PMSN)."""
     _check(student, targets, pairs)
-    with torch.autocast(student.embeddings.device.type, enabled=False):
-        if forced_backend() == "naive":
-            return naive.cross_entropy(student, targets, pairs), student.mean()
-        problem = _problem(student, targets, pairs, mean=True)
-        loss, sums = CrossEntropyAndColumnSums.apply(*student.differentiable(), problem)  # type: ignore[misc]
+    if forced_backend() == "naive":
+        return naive.cross_entropy(student, targets, pairs), student.mean()
+    problem = _problem(student, targets, pairs, mean=True)
+    loss, sums = CrossEntropyAndColumnSums.apply(*student.differentiable(), problem)  # type: ignore[misc]
     return loss, distributed.mean_rows(sums, len(student))
 
 

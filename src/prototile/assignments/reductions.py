@@ -7,6 +7,7 @@ from torch import Tensor
 from prototile import distributed
 from prototile.assignments.scratch import borrow, budget
 from prototile.assignments.tiles import Exponentials, Logits, images_within, spans
+from prototile.precision import no_autocast
 
 _TILE_NUMBERS = 2**22  # 16 MiB in float32
 
@@ -55,6 +56,7 @@ def column_logsumexp(logits: Logits, potential: Float[Tensor, " n"] | None = Non
 
 
 @torch.no_grad()
+@no_autocast
 def sinkhorn(
     logits: Logits, log_mass: Float[Tensor, " k"], iterations: int, potential: Float[Tensor, " n"] | None
 ) -> Float[Tensor, " k"]:
@@ -72,7 +74,8 @@ def sinkhorn(
     for i in range(iterations):
         if i > 0:
             potential = -_row_logsumexp_under(logits, offset)
-        offset = log_mass - distributed.logsumexp(column_logsumexp(logits, potential))
+        total = distributed.logsumexp(column_logsumexp(logits, potential))
+        offset = torch.where(total == -torch.inf, total, log_mass - total)  # out of every row's reach: closed
     return offset
 
 
@@ -87,7 +90,8 @@ def _scaled_columns(logits: Logits, mass: Tensor, iterations: int, potential: Te
         rows = torch.zeros_like(row_scale)
         for start, stop in exponentials.tiles:
             tile = exponentials.tile(start, stop)
-            column_scale[start:stop] = mass[start:stop] / (tile.T @ row_scale)
+            scale = mass[start:stop] / (tile.T @ row_scale)
+            column_scale[start:stop] = torch.where(mass[start:stop] == 0, 0, scale)
             if i < iterations - 1:
                 rows.addmv_(tile, column_scale[start:stop])
         exponentials.filled = exponentials.keep

@@ -17,7 +17,7 @@ from torch import Tensor
 from prototile.assignments.scratch import borrow
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Adjustment:
     """What a balancer may change beyond an offset, on the way from a score to a logit; for targets only.
 
@@ -31,7 +31,7 @@ class Adjustment:
     boost: float = 1.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Logits:
     """The logits of some rows, written tile by tile. Detached, in float32 or float64; made by `Assignments`."""
 
