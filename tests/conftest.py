@@ -10,6 +10,9 @@ import torch
 from ranks import RankPool
 
 
+torch.set_warn_always(True)  # warnings are errors: every one, not only the first
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--reference",

@@ -40,10 +40,10 @@ def test_descends(kind):
     network = model()
     optimizer = kind(network.parameters(), 1.0, eta=0.02)
     x = torch.randn(32, 4)
-    before = float(network(x).square().mean())
+    before = network(x).square().mean().item()
     for seed in range(30):
         step(network, optimizer, seed)
-    assert float(network(x).square().mean()) < before / 2
+    assert network(x).square().mean().item() < before / 2
 
 
 def test_a_zero_gradient_is_not_decayed_by_larc():
@@ -75,7 +75,7 @@ def test_closure():
         loss.backward()
         return loss
 
-    assert float(optimizer.step(closure)) == 4
+    assert optimizer.step(closure).item() == 4
 
 
 def test_clipping_each_parameter_by_itself():
