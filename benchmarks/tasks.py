@@ -27,7 +27,7 @@ from prototile.neighbors import nearest
 from prototile.priors import Uniform
 from prototile.regularizers import KoLeo, match_prior
 
-SMALL_BUDGET = 16 * MIB
+SMALL_BUDGET = MIB  # nothing is kept
 
 
 # ------------------------------------------------------------------------------------------------------ ours

@@ -9,7 +9,6 @@ import torch
 
 from ranks import RankPool
 
-
 torch.set_warn_always(True)  # warnings are errors: every one, not only the first
 
 

@@ -134,6 +134,15 @@ def test_sinkhorn_streamed_equals_held(start):
     torch.testing.assert_close(streamed.offset, held.offset, rtol=1e-12, atol=1e-12)
 
 
+def test_sinkhorn_keeps_what_fits():
+    """Of three tiles of prototypes none, one or all are kept between the iterations: the same numbers."""
+    a, pi = Assignments(unit(20, 6), unit(2500, 6), 0.05), PowerLaw(0.5)(2500)
+    dense_offset = Sinkhorn(pi)(dense(a.similarities(), 0.05)).offset
+    for tiles in (0, 1, 3):
+        with scratch_budget(20 * 8 * 1024 * tiles + 1):
+            torch.testing.assert_close(Sinkhorn(pi)(a).offset, dense_offset, rtol=1e-11, atol=1e-11)
+
+
 @pytest.mark.parametrize("start", ["logits", "probabilities"])
 def test_sinkhorn_of_wide_logits_stays_finite(start):
     """Rows thousands of nats below the others, in float32: still distributions, still the prior."""

@@ -161,8 +161,9 @@ class _Block:
         self.images = slice(start, stop)
         self.weights, self.row_weights = problem.weights, problem.rows[start:stop]
         self.temperature = student.temperature
-        self.student = Exponentials(student.block(start, stop), keep=plan.keep)
-        self.teacher = None if teacher is None else Exponentials(teacher.block(start, stop), keep=plan.keep)
+        keep = 0 if plan.backend == "stream" else student.num_prototypes
+        self.student = Exponentials(student.block(start, stop), keep=keep)
+        self.teacher = None if teacher is None else Exponentials(teacher.block(start, stop), keep=keep)
         self.s, self.t, self.n = student.views, 0 if teacher is None else teacher.views, stop - start
 
     def totals(self) -> tuple[Tensor, Tensor | None]:
@@ -188,7 +189,7 @@ class _Block:
             logits = student.logits(start, stop)
             self._add_agreement(agreement, q, logits)
             student.total += logits.exp_().sum(1)
-        student.filled = student.keep
+        student.filled = True
         agreement /= teacher.total.view(self.t, self.n).T[:, :, None]
         log_total = student.total.view(self.s, self.n).log()
         per_image = (self.weights.sum(0)[:, None] * log_total).sum(0)

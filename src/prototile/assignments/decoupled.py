@@ -60,7 +60,7 @@ def _sweep(
     expected = source.rows.new_empty(*shape, student.prototypes.shape[1])
     log_total, offset = source.rows.new_empty(shape), source.rows.new_zeros(shape)
     for start, stop in spans(source.images, max(1, problem.plan.block // source.views)):
-        exponentials = Exponentials(source.block(start, stop), keep=True)
+        exponentials = Exponentials(source.block(start, stop), keep=source.num_prototypes)
         products = torch.zeros_like(expected[:, start:stop]).flatten(0, 1)
         offsets = torch.zeros_like(exponentials.total)
         for a, b, tile in exponentials.accumulate():

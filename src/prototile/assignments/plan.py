@@ -31,10 +31,6 @@ class Plan:
     backend: Backend
     block: int
 
-    @property
-    def keep(self) -> bool:
-        return self.backend != "stream"
-
 
 @contextmanager
 def backend(name: Backend):

@@ -64,7 +64,8 @@ def sinkhorn(
 
     `potential` are the rows' potentials to start from (none: start from the logits). One rank makes one pass over the
     prototypes per iteration: a column's scaling is complete within its tile, so the row sums under the new scaling are
-    gathered on the same visit. Several ranks, and logits too wide for exponentials, need two, in the log domain.
+    gathered on the same visit; tiles that fit the budget are kept for the next. Several ranks, and logits too wide for
+    exponentials, need two passes, in the log domain.
     """
     if distributed.world_size() == 1 and logits.shift is None:
         offset = _scaled_columns(logits, log_mass.exp(), iterations, potential)
@@ -82,8 +83,8 @@ def sinkhorn(
 def _scaled_columns(logits: Logits, mass: Tensor, iterations: int, potential: Tensor | None) -> Tensor:
     """The same with exponentials that are scaled; not finite where they over- or underflow."""
     num_rows = logits.rows.shape[0]
-    fits = num_rows * mass.numel() * mass.element_size() <= budget(logits.prototypes)
-    exponentials = Exponentials(logits, keep=fits, tile=_columns_per_tile(num_rows))
+    keep = budget(logits.prototypes) // (num_rows * mass.element_size())
+    exponentials = Exponentials(logits, keep=keep, tile=_columns_per_tile(num_rows))
     row_scale = torch.ones_like(exponentials.total) if potential is None else (potential + logits.base[:, 0]).exp()
     column_scale = torch.empty_like(mass)
     for i in range(iterations):
@@ -94,7 +95,7 @@ def _scaled_columns(logits: Logits, mass: Tensor, iterations: int, potential: Te
             column_scale[start:stop] = torch.where(mass[start:stop] == 0, 0, scale)
             if i < iterations - 1:
                 rows.addmv_(tile, column_scale[start:stop])
-        exponentials.filled = exponentials.keep
+        exponentials.filled = True
         row_scale = 1 / rows
     return column_scale.log()
 

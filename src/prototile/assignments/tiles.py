@@ -125,29 +125,28 @@ class Logits:
 
 
 class Exponentials:
-    """exp(logits) of a block of rows, tile by tile. A kept block is computed once; another is recomputed."""
+    """exp(logits) of a block of rows, tile by tile. Tiles of the first `keep` prototypes are computed once."""
 
-    def __init__(self, logits: Logits, *, keep: bool = False, tile: int | None = None):
+    def __init__(self, logits: Logits, *, keep: int = 0, tile: int | None = None):
+        num_prototypes = logits.num_prototypes
+        tile = min(tile or tile_size(logits.rows.device), num_prototypes)
         self.source = logits
-        self.keep = keep
-        self.filled = False
         self.num_rows = logits.rows.shape[0]
-        tile = min(tile or tile_size(logits.rows.device), logits.num_prototypes)
-        self.tiles = list(spans(logits.num_prototypes, tile))
+        self.tiles = list(spans(num_prototypes, tile))
+        self.kept = num_prototypes if keep >= num_prototypes else keep // tile * tile
+        self.filled = False
         self.total = logits.rows.new_zeros(self.num_rows)  # the normaliser, once every tile was visited
-        self._loan = borrow(self.num_rows * (logits.num_prototypes if keep else tile), logits.rows)
+        spare = 0 if self.kept == num_prototypes else tile
+        self._loan = borrow(self.num_rows * (self.kept + spare), logits.rows)
 
     def logits(self, start: int, stop: int) -> Tensor:
         """A tile of logits, where its exponentials belong: exponentiate it in place."""
-        first = start if self.keep else 0
-        slot = self._loan.tensor[self.num_rows * first : self.num_rows * (first + stop - start)]
-        return self.source.write(start, stop, slot.view(self.num_rows, stop - start))
+        return self.source.write(start, stop, self._slot(start, stop))
 
     def tile(self, start: int, stop: int) -> Tensor:
         """A tile of exponentials."""
-        if self.filled:
-            slot = self._loan.tensor[self.num_rows * start : self.num_rows * stop]
-            return slot.view(self.num_rows, stop - start)
+        if self.filled and start < self.kept:
+            return self._slot(start, stop)
         return self.logits(start, stop).exp_()
 
     def accumulate(self) -> Iterator[tuple[int, int, Tensor]]:
@@ -156,14 +155,19 @@ class Exponentials:
             tile = self.logits(start, stop).exp_()
             self.total += tile.sum(1)
             yield start, stop, tile
-        self.filled = self.keep
+        self.filled = True
 
     def fill(self) -> None:
-        """Keep all tiles again, for a visit after the scratch memory was used for another block."""
-        if self.keep and not self.filled:
+        """Compute the kept tiles anew, for a visit after the scratch memory was used for another block."""
+        if not self.filled:
             for start, stop in self.tiles:
-                self.logits(start, stop).exp_()
+                if start < self.kept:
+                    self.logits(start, stop).exp_()
             self.filled = True
+
+    def _slot(self, start: int, stop: int) -> Tensor:
+        first = self.num_rows * min(start, self.kept)  # tiles that are not kept share the place behind the others
+        return self._loan.tensor[first : first + self.num_rows * (stop - start)].view(self.num_rows, stop - start)
 
 
 def spans(length: int, step: int) -> Iterator[tuple[int, int]]:
