@@ -210,6 +210,23 @@ def test_explicit_balancing_counts():
     assert not torch.equal(after.sizes, raw.sizes)
 
 
+def test_explicit_balancing_comes_last():
+    for observed in (None, batch()):
+        with pytest.raises(ValueError, match="must come last in a sequence"):
+            Sequential(ExplicitBalancing(Uniform()(K)), Sinkhorn(Uniform()(K)))(batch(), observed)
+    with pytest.raises(ValueError, match="cannot be shifted"):
+        Centering(Uniform()(K))(ExplicitBalancing(Uniform()(K))(batch()))
+
+
+@pytest.mark.parametrize("make", ALL)
+def test_state_keeps_its_dtype_when_a_model_is_cast(make):
+    model = torch.nn.ModuleDict({"balancer": make(), "head": torch.nn.Linear(2, 2)}).to(torch.bfloat16)
+    assert model["head"].weight.dtype == torch.bfloat16
+    for name, x in make().state_dict().items():
+        assert torch.equal(model["balancer"].state_dict()[name], x)
+        assert model["balancer"].state_dict()[name].dtype == x.dtype
+
+
 def test_explicit_balancing_refuses_offsets():
     with pytest.raises(ValueError, match="must not have an offset"):
         ExplicitBalancing(Uniform()(K))(batch().shift(torch.zeros(K, dtype=torch.float64)))

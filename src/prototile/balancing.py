@@ -27,10 +27,10 @@ from torch import Tensor, nn
 
 from prototile import distributed
 from prototile.assignments import Adjustment, Assignments, reductions
-from prototile.precision import no_autocast
+from prototile.precision import KeepsDtype, no_autocast
 
 
-class Balancer(nn.Module, ABC):
+class Balancer(KeepsDtype, ABC):
     """Adjusts the targets so that their marginal follows the prior: assignments in, assignments out.
 
     Its state is a few vectors over prototypes, kept in buffers, *used before it is updated* and the same on all
@@ -47,7 +47,10 @@ class Balancer(nn.Module, ABC):
 
 
 class Sequential(Balancer):
-    """One balancer after another; what an earlier one changed holds for the `observed` rows too."""
+    """One balancer after another; what an earlier one changed holds for the `observed` rows too.
+
+    One that adjusts more than temperature and offset (`ExplicitBalancing`) can only be the last.
+    """
 
     def __init__(self, *balancers: Balancer):
         super().__init__()
@@ -55,6 +58,8 @@ class Sequential(Balancer):
 
     def forward(self, teacher: Assignments, observed: Assignments | None = None) -> Assignments:
         for balancer in self.balancers:
+            if teacher.adjustment is not None:
+                raise ValueError("explicit balancing must come last in a sequence: nothing can follow its clamp")
             teacher = balancer(teacher, observed)
             if observed is not None:
                 observed = replace(observed, temperature=teacher.temperature, offset=teacher.offset)

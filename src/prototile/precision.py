@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -14,6 +14,16 @@ R = TypeVar("R")
 def wide(x: Tensor) -> Tensor:
     """`x` in float32, or in float64 where it is that already."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class KeepsDtype(nn.Module):
+    """A module whose state moves between devices but keeps its dtype when a model around it is cast.
+
+    Running sizes and log means lose their meaning in half precision, and a prior its sum.
+    """
+
+    def _apply(self, fn, recurse: bool = True):
+        return super()._apply(lambda x: fn(x) if x.is_meta else x.to(fn(x).device), recurse)
 
 
 def no_autocast(function: Callable[P, R]) -> Callable[P, R]:

@@ -27,7 +27,7 @@ from prototile import distributed
 from prototile.autograd import scaled
 from prototile.losses.redundancy import covariance, variance_hinge
 from prototile.neighbors import nearest
-from prototile.precision import full_precision, wide
+from prototile.precision import KeepsDtype, full_precision, wide
 from prototile.sphere import pull_back_
 
 _ROWS = 4096  # of which differences are held at a time
@@ -40,7 +40,7 @@ class Regularizer(nn.Module, ABC):
     def forward(self, x: Tensor) -> Float[Tensor, ""]: ...
 
 
-class MatchPrior(Regularizer):
+class MatchPrior(KeepsDtype, Regularizer):
     r"""$D_{KL}(\bar p \,\|\, \pi)$ of the marginal (Assran et al. 2023, equation 9).
 
     For a uniform prior it is MSN's ME-MAX, log K - H(p_bar). Zero exactly where the marginal is the prior; infinite

@@ -86,6 +86,8 @@ class Assignments:
 
     def shift(self, offset: Tensor) -> "Assignments":
         """With this added to the offset."""
+        if self.adjustment is not None:
+            raise ValueError("adjusted assignments cannot be shifted: their clamp comes last")
         offset = offset.to(self.embeddings.dtype if self.offset is None else self.offset.dtype)
         return replace(self, offset=offset if self.offset is None else self.offset + offset)
 
