@@ -61,7 +61,8 @@ def random_problem(
     )
 
 
-def relative_error(value: Tensor, reference: Tensor) -> float:
-    """The largest deviation against the largest number (at least 0.01: what should be zero need not be exactly)."""
+def relative_error(value: Tensor, reference: Tensor, *, least: float = 0.01) -> float:
+    """The largest deviation against the largest number, or against `least`: what should be zero need not be exactly."""
     value, reference = value.detach().double(), reference.detach().double()
-    return float((value - reference).abs().max() / reference.abs().max().clamp(min=0.01))
+    scale = reference.abs().max().clamp(min=max(least, torch.finfo(torch.float64).tiny))
+    return float((value - reference).abs().max() / scale)

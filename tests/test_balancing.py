@@ -263,7 +263,7 @@ def test_bad_arguments(unchecked):
         (lambda: Sinkhorn(Uniform()(K), start="exp"), "start must be 'logits' or 'probabilities'"),
         (lambda: Centering(Uniform()(K), momentum=1.5), "momentum lies in"),
         (lambda: ExplicitBalancing(Uniform()(K), count="soft"), "count must be"),
-        (lambda: Queue(0, 6), "length of a queue must be positive"),
+        (lambda: Queue(0, 6), "length and the views of a queue must be positive"),
         (lambda: Sinkhorn(Uniform()(5))(batch()), "made for 5 prototypes, the assignments have 12"),
         (lambda: Centering(Uniform()(5))(batch()), "made for 5 prototypes, the assignments have 12"),
         (lambda: ExplicitBalancing(Uniform()(5))(batch()), "made for 5 prototypes, the assignments have 12"),

@@ -25,7 +25,7 @@ def test_gradients_reach_everything(gain, vmf):
 def test_vmf_gradients_equal_those_of_the_dense_form():
     """Through the offset log C(|w| / tau) too."""
     prototypes = Prototypes(6, 9, gain="learned", vmf=True).double()
-    prototypes.gain.data.copy_(torch.rand(9) + 0.5)
+    prototypes.gain.data.copy_(torch.rand(9, 1) + 0.5)
     z = torch.randn(8, 6, dtype=torch.float64, requires_grad=True)
     targets = Prototypes(6, 9).double()(torch.randn(8, 6, dtype=torch.float64), 0.05)
     leaves = [z, prototypes.vectors, prototypes.gain]

@@ -4,7 +4,7 @@ Which distribution do the clusters follow, and which should they? So far this is
 works alone in a plain PyTorch loop. Each module opens with a table of what it holds and where the papers use it.
 """
 
-from prototile import losses, regularizers, schedules
+from prototile import losses, regularizers, schedules, training
 from prototile.assignments import (
     Assignments,
     Pairs,
@@ -74,4 +74,5 @@ __all__ = [
     "schedules",
     "scratch_budget",
     "smooth",
+    "training",
 ]

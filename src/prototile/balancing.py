@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from prototile import distributed
 from prototile.assignments import Adjustment, Assignments, reductions
 from prototile.precision import KeepsDtype, no_autocast
+from prototile.priors import checked_prior
 
 
 class Balancer(KeepsDtype, ABC):
@@ -57,6 +58,7 @@ class Sequential(Balancer):
         self.balancers = nn.ModuleList(balancers)
 
     def forward(self, teacher: Assignments, observed: Assignments | None = None) -> Assignments:
+        teacher = teacher.detach()
         for balancer in self.balancers:
             if teacher.adjustment is not None:
                 raise ValueError("explicit balancing must come last in a sequence: nothing can follow its clamp")
@@ -112,7 +114,7 @@ class Sinkhorn(Balancer):
             raise ValueError(f"start must be 'logits' or 'probabilities', got {start!r}")
         self.iterations, self.start, self.views = iterations, start, views
         self.prior: Tensor
-        self.register_buffer("prior", prior.clone())
+        self.register_buffer("prior", checked_prior(prior).clone())
 
     @torch.no_grad()
     def forward(self, teacher: Assignments, observed: Assignments | None = None) -> Assignments:
@@ -136,10 +138,14 @@ class Sinkhorn(Balancer):
 
     @torch.no_grad()
     def column_error(self, targets: Assignments) -> Float[Tensor, ""]:
-        """How far the marginal of balanced targets is from the prior: the largest |p_bar_k / pi_k - 1|."""
+        """How far the marginal of balanced targets is from the prior: the largest |p_bar_k / pi_k - 1|.
+
+        Of each view that was balanced separately, and of the targets alone where others were observed too.
+        """
         prior = _of(self.prior, targets)
         seen = prior > 0
-        return (targets.mean()[seen] / prior[seen] - 1).abs().max()
+        errors = [targets.view(i, self.views).mean()[seen] / prior[seen] - 1 for i in range(self.views)]
+        return torch.stack(errors).abs().max()
 
 
 class Centering(Balancer):
@@ -157,7 +163,7 @@ class Centering(Balancer):
         self.momentum = _momentum(momentum)
         self.prior: Tensor
         self.center: Tensor
-        self.register_buffer("prior", prior.clone())
+        self.register_buffer("prior", checked_prior(prior).clone())
         self.register_buffer("center", torch.zeros_like(prior, dtype=torch.float64))
 
     @torch.no_grad()
@@ -187,10 +193,12 @@ class ProbabilityCentering(Balancer):
 
     def __init__(self, prior: Float[Tensor, " k"], *, momentum: float = 0.9, floor: float | None = 1e-12):
         super().__init__()
+        if floor is not None and not floor > 0:
+            raise ValueError(f"the floor of a mean must be positive, or None, got {floor}")
         self.momentum, self.floor = _momentum(momentum), floor
         self.prior: Tensor
         self.center: Tensor
-        self.register_buffer("prior", prior.clone())
+        self.register_buffer("prior", checked_prior(prior).clone())
         self.register_buffer("center", torch.zeros_like(prior, dtype=torch.float64))
 
     @torch.no_grad()
@@ -238,7 +246,7 @@ class ExplicitBalancing(Balancer):
         self.prior: Tensor
         self.sizes: Tensor
         self.calls: Tensor
-        self.register_buffer("prior", prior.clone())
+        self.register_buffer("prior", checked_prior(prior).clone())
         self.register_buffer("sizes", prior.clone().double())
         self.register_buffer("calls", torch.zeros((), dtype=torch.long))
 
@@ -294,12 +302,14 @@ class Queue(nn.Module):
 
     `observe` gives the rows to balance: the batch alone until the queue is full, then queue and batch, view by
     view. `push` comes afterwards, so that no embedding meets itself.
+
+    Every rank has rows of its own: with DistributedDataParallel pass `broadcast_buffers=False`, and save every rank's.
     """
 
     def __init__(self, length: int, dims: int, *, views: int = 2):
         super().__init__()
-        if length < 1:
-            raise ValueError(f"the length of a queue must be positive, got {length}")
+        if length < 1 or views < 1:
+            raise ValueError(f"the length and the views of a queue must be positive, got {length} and {views}")
         self.embeddings: Tensor
         self.filled: Tensor
         self.register_buffer("embeddings", torch.zeros(views, length, dims))

@@ -30,8 +30,15 @@ def sum(x: Tensor) -> Tensor:
 def mean_rows(total: Tensor, rows: int) -> Tensor:
     """The mean over all rows of all ranks, from this rank's sum of its `rows` rows; ranks may differ in rows."""
     if world_size() == 1:
+        if rows == 0:
+            raise ValueError("there are no rows to take a mean of")
         return total / rows
     return sum(total) / sum(torch.tensor(float(rows), dtype=total.dtype, device=total.device))
+
+
+def mean(x: Tensor) -> Tensor:
+    """The mean of `x` over ranks, differentiable."""
+    return sum(x) / world_size()
 
 
 def count(rows: int, device: torch.device) -> int:
@@ -52,7 +59,16 @@ def logsumexp(x: Tensor) -> Tensor:
 
 def gather(x: Tensor) -> Tensor:
     """The rows of all ranks, in the order of ranks, differentiable. Ranks must hold equally many rows."""
-    return x if world_size() == 1 else _Gather.apply(x)  # type: ignore[return-value]
+    if world_size() == 1:
+        return x
+    extremes = torch.tensor([len(x), -len(x)], device=x.device)
+    dist.all_reduce(extremes, dist.ReduceOp.MAX)
+    if extremes[0] != -extremes[1]:
+        raise ValueError(
+            f"ranks hold between {-int(extremes[1])} and {int(extremes[0])} rows and must hold equally many: "
+            "drop the last, smaller batch"
+        )
+    return _Gather.apply(x)  # type: ignore[return-value]
 
 
 class _Sum(torch.autograd.Function):

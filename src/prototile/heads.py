@@ -1,6 +1,7 @@
 """Prototypes, and the MLPs that lead from a backbone's features to the space they live in.
 
-n rows, d dims, k prototypes. Linear layers start from a truncated normal of standard deviation 0.02 and bias 0.
+n rows, d dims, k prototypes. Linear layers of DINO's, MSN's and ExCB's heads start from a truncated normal of
+standard deviation 0.02 and bias 0, those of the others as torch makes them.
 
     head                   layers (paper scale)                                              used by
     dino_head              d-2048-2048-256, GELU, batch norm optional                        DINO, iBOT, EsViT, DINOv2
@@ -52,7 +53,7 @@ class Prototypes(nn.Module):
             raise ValueError("vmf needs norms that can differ: gain must be 'learned' or 'free'")
         self.vmf = vmf
         self.vectors = nn.Parameter(nn.init.trunc_normal_(torch.empty(num_prototypes, dims), std=0.02))
-        self.gain = nn.Parameter(torch.ones(num_prototypes)) if gain == "learned" else None
+        self.gain = nn.Parameter(torch.ones(num_prototypes, 1)) if gain == "learned" else None
         self.normalized = gain != "free"
         if not self.normalized:
             self.renormalize_()
@@ -73,7 +74,7 @@ class Prototypes(nn.Module):
         if not self.normalized:
             return self.vectors
         directions = normalize(self.vectors)
-        return directions if self.gain is None else self.gain[:, None] * directions
+        return directions if self.gain is None else self.gain * directions
 
     def directions(self) -> Float[Tensor, "k d"]:
         """The prototypes as unit vectors."""
@@ -92,12 +93,17 @@ def mlp(
     batch_norm: bool = False,
     hidden_bias: bool = True,
     last_bias: bool = True,
+    truncated_normal: bool = False,
 ) -> nn.Sequential:
     """Linear layers of these widths; (batch norm and) activation between them, nothing after the last."""
     layers: list[nn.Module] = []
     for i in range(len(widths) - 1):
         last = i == len(widths) - 2
-        layers.append(_linear(widths[i], widths[i + 1], bias=last_bias if last else hidden_bias))
+        linear = nn.Linear(widths[i], widths[i + 1], bias=last_bias if last else hidden_bias)
+        if truncated_normal:
+            nn.init.trunc_normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+        layers.append(linear)
         if not last:
             layers += [nn.BatchNorm1d(widths[i + 1])] if batch_norm else []
             layers.append(activation())
@@ -110,12 +116,12 @@ def dino_head(
     """Caron et al. 2021; batch norm for convolutional backbones. Prototypes follow, behind an L2 normalisation."""
     if layers < 1:
         raise ValueError(f"a head needs at least one layer, got {layers}")
-    return mlp([dims, *[hidden] * (layers - 1), bottleneck], batch_norm=batch_norm)
+    return mlp([dims, *[hidden] * (layers - 1), bottleneck], batch_norm=batch_norm, truncated_normal=True)
 
 
 def msn_head(dims: int, *, hidden: int = 2048, bottleneck: int = 256) -> nn.Sequential:
     """Assran et al. 2022."""
-    return mlp([dims, hidden, hidden, bottleneck], batch_norm=True)
+    return mlp([dims, hidden, hidden, bottleneck], batch_norm=True, truncated_normal=True)
 
 
 def swav_head(dims: int, *, hidden: int = 2048, bottleneck: int = 128) -> nn.Sequential:
@@ -220,8 +226,10 @@ class ExCBHead(nn.Module):
         batch_norm: bool = True,
     ):
         super().__init__()
-        self.projector = mlp([dims, *[hidden] * layers, bottleneck], activation=activation, batch_norm=batch_norm)
-        self.predictor = mlp([bottleneck, hidden, bottleneck], activation=activation, batch_norm=batch_norm)
+        widths = [dims, *[hidden] * layers, bottleneck]
+        self.projector = mlp(widths, activation=activation, batch_norm=batch_norm, truncated_normal=True)
+        widths = [bottleneck, hidden, bottleneck]
+        self.predictor = mlp(widths, activation=activation, batch_norm=batch_norm, truncated_normal=True)
         if batch_norm:
             self.predictor.insert(0, nn.BatchNorm1d(bottleneck))
         self.prototypes = Prototypes(bottleneck, num_prototypes)
@@ -229,19 +237,14 @@ class ExCBHead(nn.Module):
     def forward(
         self, global_features: Float[Tensor, "n d"], local_features: Float[Tensor, "m d"], temperature: float
     ) -> ExCBAssignments:
-        """Predictions are view-major like the features: global crops, then local ones."""
-        projections = self.projector(global_features), self.projector(local_features)
-        predictions = torch.cat([self.predictor(part) for part in projections if len(part)])
+        """Predictions are view-major like the features: global crops, then local ones.
+
+        All crops pass together, so that batch norm sees one batch.
+        """
+        projections = self.projector(torch.cat([global_features, local_features]))
+        count = len(global_features)
         return ExCBAssignments(
-            self.prototypes(projections[0], temperature),
-            self.prototypes(projections[1], temperature, frozen=True),
-            self.prototypes(predictions, temperature, frozen=True),
+            self.prototypes(projections[:count], temperature),
+            self.prototypes(projections[count:], temperature, frozen=True),
+            self.prototypes(self.predictor(projections), temperature, frozen=True),
         )
-
-
-def _linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
-    layer = nn.Linear(inputs, outputs, bias=bias)
-    nn.init.trunc_normal_(layer.weight, std=0.02)
-    if bias:
-        nn.init.zeros_(layer.bias)
-    return layer

@@ -21,6 +21,8 @@ def nearest(x: Float[Tensor, "k d"], *, block: int = _BLOCK) -> tuple[Int[Tensor
     k = x.shape[0]
     if k < 2:
         raise ValueError(f"a nearest neighbour needs at least two rows, got {k}")
+    if not bool(x.isfinite().all()):
+        raise ValueError("the rows hold numbers that are not finite (NaN or infinity)")
     x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
     best = x.new_full((k,), -torch.inf)
     index = torch.zeros(k, dtype=torch.long, device=x.device)

@@ -16,6 +16,12 @@ def wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def same_shape(a: Tensor, b: Tensor) -> None:
+    """An error where two batches of embeddings do not belong together."""
+    if a.shape != b.shape or a.ndim != 2:
+        raise ValueError(f"both must be rows x dims of one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+
+
 class KeepsDtype(nn.Module):
     """A module whose state moves between devices but keeps its dtype when a model around it is cast.
 
@@ -38,12 +44,14 @@ def no_autocast(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:
-    """The function with its floating-point tensors (those passed by position) widened and autocast off."""
+    """The function with its floating-point tensors widened and autocast off."""
     exact = no_autocast(function)
+
+    def widen(x):
+        return wide(x) if isinstance(x, Tensor) and x.is_floating_point() else x
 
     @functools.wraps(function)
     def widened(*args: P.args, **kwargs: P.kwargs) -> R:
-        arguments = [wide(x) if isinstance(x, Tensor) and x.is_floating_point() else x for x in args]
-        return exact(*arguments, **kwargs)  # type: ignore[arg-type]
+        return exact(*map(widen, args), **{name: widen(x) for name, x in kwargs.items()})  # type: ignore[arg-type]
 
     return widened

@@ -96,7 +96,21 @@ class Explicit(Prior):
         return cls(_read_numbers(path))
 
 
+def checked_prior(prior: Tensor) -> Float[Tensor, " k"]:
+    """A prior over given prototypes, as the parts that match it take it; an error where it is none."""
+    if isinstance(prior, Prior):
+        raise ValueError(f"call the prior with the number of prototypes first: {prior}(K)")
+    if not isinstance(prior, Tensor) or prior.ndim != 1:
+        raise ValueError(f"a prior must be a vector of probabilities, got {type(prior).__name__}: use Explicit(...)(K)")
+    _checked(prior.detach().cpu(), "probabilities")
+    if abs(float(prior.double().sum()) - 1) > 1e-3:
+        raise ValueError(f"a prior must sum to 1, not to {float(prior.double().sum()):.6g}: use FromCounts(...)(K)")
+    return prior
+
+
 def _positive(num_prototypes: int) -> int:
+    if num_prototypes != int(num_prototypes):
+        raise ValueError(f"the number of prototypes must be a whole number, got {num_prototypes}")
     if num_prototypes < 1:
         raise ValueError(f"a prior needs at least one prototype, got K = {num_prototypes}")
     return num_prototypes
@@ -108,6 +122,8 @@ def _normalized(mass: Tensor) -> Tensor:
 
 def _checked(values: Numbers, name: str) -> tuple[float, ...]:
     """As a tuple (hashable, so that priors compare and copy by value), or an error that says what is wrong."""
+    if isinstance(values, str | Path):
+        raise ValueError(f"{name} of a prior must be numbers; to read them from a file use .read({str(values)!r})")
     array = np.asarray(values.tolist() if isinstance(values, Tensor) else values, dtype=np.float64)
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"{name} of a prior must be a list of numbers, got an array of shape {array.shape}")

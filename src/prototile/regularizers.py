@@ -28,6 +28,7 @@ from prototile.autograd import scaled
 from prototile.losses.redundancy import covariance, variance_hinge
 from prototile.neighbors import nearest
 from prototile.precision import KeepsDtype, full_precision, wide
+from prototile.priors import checked_prior
 from prototile.sphere import pull_back_
 
 _ROWS = 4096  # of which differences are held at a time
@@ -50,7 +51,7 @@ class MatchPrior(KeepsDtype, Regularizer):
     def __init__(self, prior: Float[Tensor, " k"]):
         super().__init__()
         self.prior: Tensor
-        self.register_buffer("prior", prior.clone())
+        self.register_buffer("prior", checked_prior(prior).clone())
 
     def forward(self, x: Float[Tensor, " k"]) -> Float[Tensor, ""]:
         """Of the mean assignment, `Assignments.mean()`."""
@@ -123,6 +124,7 @@ class EffectiveEntropy(Regularizer):
 
     def forward(self, x: Float[Tensor, "v n d"]) -> Float[Tensor, ""]:
         """Of the full-size views' projections."""
+        _views_by_rows(x)
         mapped = [unit_interval(_all_rows(view), self.space) for view in x]
         entropies = torch.stack([spacings_entropy(u, eps=self.eps).mean() for u in mapped])
         entropy = entropies.mean() if self.reduction == "mean" else entropies.sum()
@@ -146,6 +148,7 @@ class VarianceCovariance(Regularizer):
 
     def forward(self, x: Float[Tensor, "v n d"]) -> Float[Tensor, ""]:
         """Of the full-size views' projections, before L2 normalisation."""
+        _views_by_rows(x)
         target = 1.0
         if self.space == "hypersphere":
             x, target = F.normalize(wide(x), dim=-1), x.shape[-1] ** -0.5
@@ -163,6 +166,7 @@ class Uniformity(Regularizer):
 
     def forward(self, x: Float[Tensor, "v n d"]) -> Float[Tensor, ""]:
         """Of the full-size views; rows are normalised here."""
+        _views_by_rows(x)
         return torch.stack([uniformity(_all_rows(view), self.t) for view in x]).mean()
 
 
@@ -170,8 +174,13 @@ class ManifoldCapacity(Regularizer):
     r"""$-\|C\|_*$, the nuclear norm of the images' centroids over all views (MMCR, Yerxa et al. 2023)."""
 
     def forward(self, x: Float[Tensor, "v n d"]) -> Float[Tensor, ""]:
-        """Of all views, local ones too; rows are normalised here, centroids are not. It grows with the batch."""
-        return manifold_capacity(_all_rows(F.normalize(wide(x), dim=-1).mean(0)))
+        """Of all views, local ones too; rows are normalised here, centroids are not. It grows with the batch.
+
+        Images with a number that is not finite in any view are left out (as zero centroids, which add nothing).
+        """
+        _views_by_rows(x)
+        finite = x.isfinite().all(-1).all(0)[None, :, None]
+        return manifold_capacity(_all_rows(F.normalize(wide(torch.where(finite, x, 0)), dim=-1).mean(0)))
 
 
 # ------------------------------------------------------------------------------------------------- functions
@@ -217,13 +226,15 @@ class _KoLeo(torch.autograd.Function):
         gradient = torch.zeros_like(unit) if ctx.needs_input_grad[0] else None
         total = _add_logs(unit, everyone[~duplicate], neighbor, weight, eps, gradient)
         alike = everyone[duplicate]
-        if len(alike):  # the neighbour of a duplicate is one, too
-            noise = torch.randn(len(alike), unit.shape[1], generator=generator, dtype=unit.dtype).to(unit.device)
-            moved, own = unit[alike] + 1e-4 * noise, torch.zeros_like(unit[alike])
-            position = torch.searchsorted(alike, neighbor[alike])
-            total += _add_logs(moved, everyone[: len(alike)], position, weight[alike], eps, own)
+        if len(alike):
+            involved = torch.unique(torch.cat([alike, neighbor[alike]]))  # sorted; both ends of every such pair
+            noise = torch.randn(len(involved), unit.shape[1], generator=generator, dtype=unit.dtype).to(unit.device)
+            moved, own = unit[involved] + 1e-4 * noise, torch.zeros_like(unit[involved])
+            partner = torch.searchsorted(involved, neighbor[involved].clamp(max=int(involved[-1])))
+            rows = torch.searchsorted(involved, alike)
+            total += _add_logs(moved, rows, partner, weight[involved], eps, own)
             if gradient is not None:
-                gradient.index_add_(0, alike, own)
+                gradient.index_add_(0, involved, own)
         ctx.save_for_backward(None if gradient is None else pull_back_(gradient, unit, norm, bounded))
         ctx.mark_non_differentiable(count := duplicate.sum())
         return total, count
@@ -306,9 +317,14 @@ def uniformity(z: Float[Tensor, "n d"], t: float = 2.0) -> Float[Tensor, ""]:
 
 @full_precision
 def manifold_capacity(centroids: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
-    """Minus the nuclear norm; rows that are not finite are left out."""
-    finite = centroids.isfinite().all(-1)
-    return -torch.linalg.svdvals(centroids[finite]).sum()
+    """Minus the nuclear norm."""
+    return -torch.linalg.svdvals(centroids).sum()
+
+
+def _views_by_rows(x: Tensor) -> None:
+    if not isinstance(x, Tensor) or x.ndim != 3:
+        shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"embeddings must be a tensor, views x rows x dims, got {shape}: stack the views")
 
 
 def _all_rows(z: Tensor) -> Tensor:

@@ -102,6 +102,10 @@ class Linear(Schedule):
     stretch: float = 1.0
     until: float = 1.0
 
+    def __post_init__(self) -> None:
+        if not (self.stretch > 0 and self.until > 0):
+            raise ValueError(f"stretch and until must be positive, got {self.stretch} and {self.until}")
+
     def __call__(self, progress: Progress) -> float:
         x = min(progress.step / (self.stretch * self.until * progress.steps), 1.0)
         return self.start + (self.final - self.start) * x

@@ -59,7 +59,7 @@ def test_pairs():
     assert Pairs.cross(2, 3).views == ((0.0, 0.25, 0.25), (0.25, 0.0, 0.25))
     assert Pairs.every(1, 2).views == ((0.5, 0.5),)
     assert Pairs.same(2).times(2).views == ((1.0, 0.0), (0.0, 1.0))
-    with pytest.raises(ValueError, match="no pair of different views"):
+    with pytest.raises(ValueError, match="have no pair of different views"):
         Pairs.cross(1, 1)
     with pytest.raises(ValueError, match="teacher x student table"):
         Pairs.weighted([[1.0], [1.0, 2.0]])

@@ -30,7 +30,7 @@ def test_one_row_is_refused(loss):
 
 
 def test_vicreg_parts_add_up():
-    terms = losses.vicreg(unit(8, 4), unit(8, 4), invariance=2, variance=3, covariance_weight=4)
+    terms = losses.vicreg(unit(8, 4), unit(8, 4), invariance_weight=2, variance_weight=3, covariance_weight=4)
     total = 2 * terms.invariance + 3 * terms.variance + 4 * terms.covariance
     torch.testing.assert_close(terms.loss, total)
 

@@ -387,8 +387,8 @@ def vicreg_loss(case: Case) -> Results:
     terms = losses.vicreg(
         leaves["z1"],
         leaves["z2"],
-        invariance=h["sim_coeff"],
-        variance=h["std_coeff"],
+        invariance_weight=h["sim_coeff"],
+        variance_weight=h["std_coeff"],
         covariance_weight=h["cov_coeff"],
     )
     results = {"loss": terms.loss, "repr_loss": terms.invariance}
@@ -442,8 +442,8 @@ def e2mc_vicreg(case: Case) -> Results:
     terms = losses.vicreg(
         leaves["z1"],
         leaves["z2"],
-        invariance=h["sim_coeff"],
-        variance=h["std_coeff"],
+        invariance_weight=h["sim_coeff"],
+        variance_weight=h["std_coeff"],
         covariance_weight=h["cov_coeff"],
     )
     views = torch.stack(list(leaves.values()))

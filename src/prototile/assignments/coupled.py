@@ -132,7 +132,9 @@ class CrossEntropyAndColumnSums(torch.autograd.Function):
             ctx.totals.append(block.totals())
         if any(ctx.needs_input_grad[:3]):
             ctx.last = block
-        ctx.save_for_backward(z, w)  # so that autograd notices when they are changed in place
+        # what the backward pass reads again: autograd notices when it is changed in place
+        teacher = problem.teacher
+        ctx.save_for_backward(problem.student.prototypes, None if teacher is None else teacher.prototypes)
         return loss, sums
 
     @staticmethod

@@ -50,13 +50,17 @@ class Assignments:
     held: Held | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        for name in ("embeddings", "prototypes"):
+            shape = getattr(self, name).shape
+            if len(shape) != 2:
+                raise ValueError(f"{name} must be a matrix, rows x dims, got shape {tuple(shape)}: flatten the views")
         if self.embeddings.shape[-1] != self.prototypes.shape[-1]:
             raise ValueError(
                 f"embeddings have {self.embeddings.shape[-1]} dims but prototypes have "
                 f"{self.prototypes.shape[-1]}; the head's output size must be the prototypes'"
             )
-        if not self.temperature > 0:
-            raise ValueError(f"a temperature must be positive, got {self.temperature}")
+        if isinstance(self.temperature, Tensor) or not self.temperature > 0:
+            raise ValueError(f"a temperature must be a positive number, got {self.temperature}")
         if self.offset is not None and self.offset.shape[-1] != self.num_prototypes:
             raise ValueError(f"the offset has {self.offset.shape[-1]} entries for {self.num_prototypes} prototypes")
         if self.offset is not None and self.offset.ndim == 2 and len(self) % self.offset.shape[0]:
@@ -88,23 +92,28 @@ class Assignments:
         """With this added to the offset."""
         if self.adjustment is not None:
             raise ValueError("adjusted assignments cannot be shifted: their clamp comes last")
-        offset = offset.to(self.embeddings.dtype if self.offset is None else self.offset.dtype)
-        return replace(self, offset=offset if self.offset is None else self.offset + offset)
+        offset = offset.to(self.dtype)
+        return replace(self, offset=offset if self.offset is None else self.offset.to(self.dtype) + offset)
 
     def view(self, index: int, views: int) -> "Assignments":
         """The rows of one of so many views."""
         if len(self) % views:
             raise ValueError(f"{len(self)} rows do not divide into {views} views")
-        size = len(self) // views
-        offset = self.offset
+        if not 0 <= index < views:
+            raise ValueError(f"there is no view {index} of {views}")
+        size, offset = len(self) // views, self.offset
         if offset is not None and offset.ndim == 2:
-            offset = offset[index * len(offset) // views]
+            if len(offset) % views:
+                raise ValueError(f"the offset of {len(offset)} views cannot be split into {views}")
+            offset = offset[index * len(offset) // views : (index + 1) * len(offset) // views]
         return self._rows(slice(index * size, (index + 1) * size), offset)
 
     def leading(self, views: int, of: int) -> "Assignments":
         """The rows of the first `views` out of `of` views (SwAV: the global ones, which are also targets)."""
         if self.offset is not None and self.offset.ndim == 2:
             raise ValueError("only assignments with one offset for all views have leading views")
+        if len(self) % of or not 0 < views <= of:
+            raise ValueError(f"{len(self)} rows have no {views} leading views of {of}")
         return self._rows(slice(0, len(self) // of * views), self.offset)
 
     def _rows(self, rows: slice, offset: Tensor | None) -> "Assignments":
@@ -136,7 +145,7 @@ class Assignments:
 
     # ---------------------------------------------------------------------------- without a matrix
     def mean(self) -> Float[Tensor, " k"]:
-        """The marginal: the mean assignment over the rows of all ranks. Differentiable."""
+        """The marginal: the mean assignment over the rows of all ranks. Differentiable, unless it is adjusted."""
         if plan.forced_backend() == "naive":
             sums = self.probabilities().sum(0)
         else:
@@ -159,6 +168,8 @@ class Assignments:
     def log_mean(self) -> Float[Tensor, " k"]:
         """log of `mean`, computed as log-sum-exps. Not differentiable."""
         rows = distributed.count(len(self), self.embeddings.device)
+        if rows == 0:
+            raise ValueError("there are no rows to take a mean of")
         return self.column_logsumexp(-self.row_logsumexp()) - math.log(rows)
 
     def hard(self) -> Int[Tensor, " n"]:
@@ -171,13 +182,15 @@ class Assignments:
 
     def entropy(self) -> Float[Tensor, ""]:
         """The mean entropy of an assignment, over all ranks. Differentiable (block by block, recomputed)."""
-        rows = max(1, budget(self.prototypes) // (8 * 4 * self.num_prototypes))
-        if self.adjustment is not None or (self.offset is not None and self.offset.ndim == 2):
+        if self.adjustment is not None:
             raise ValueError("the entropy of adjusted assignments is not defined here; use `probabilities`")
-        total = self.embeddings.new_zeros(())
-        for start, stop in spans(len(self), rows):
-            block = replace(self, embeddings=self.embeddings[start:stop])
-            total = total + checkpoint(_summed_entropy, block, use_reentrant=False)
+        rows = max(1, budget(self.prototypes) // (8 * 4 * self.num_prototypes))
+        views = 1 if self.offset is None or self.offset.ndim == 1 else len(self.offset)
+        total = torch.zeros((), dtype=self.dtype, device=self.embeddings.device)
+        for view in (self.view(i, views) for i in range(views)):
+            for start, stop in spans(len(view), rows):
+                block = replace(view, embeddings=view.embeddings[start:stop])
+                total = total + checkpoint(_summed_entropy, block, use_reentrant=False)
         return distributed.mean_rows(total, len(self))
 
     def confidence(self) -> Float[Tensor, ""]:
@@ -196,6 +209,8 @@ class Assignments:
             offset = self.offset.detach().to(z).reshape(-1, self.num_prototypes)
             if self.adjustment is None:
                 highest = offset.amax(1, keepdim=True)
+                if not bool(highest.isfinite().all()):
+                    raise ValueError("the offset holds NaN or infinity, or closes every prototype")
                 offset = offset - highest
                 peak = highest.repeat_interleave(len(self) // len(highest), 0)
         if self.adjustment is not None:
@@ -210,6 +225,8 @@ class Assignments:
             adjustment=self.adjustment,
             scores=scores,
             temperature=self.temperature,
+            widest=widest,
+            loan=None if self.held is None else self.held.loan,
         )
         safe = widest <= widest_logit(self.num_prototypes, z.dtype)
         return logits if safe else logits.shifted_by_maximum()
@@ -218,7 +235,10 @@ class Assignments:
         """The operands with their graph, in the dtype in which they are computed."""
         dtype = self.dtype
         offset = None if self.offset is None else self.offset.to(dtype)
-        if not torch.is_grad_enabled():  # spares the backends from forming gradients in their forward pass
+        if offset is not None and offset.ndim == 2:
+            offset = offset.detach()
+        # without gradients the backends are spared from forming them in their forward pass
+        if self.adjustment is not None or not torch.is_grad_enabled():
             return *self._operands(), None if offset is None else offset.detach()
         return self.embeddings.to(dtype), self.prototypes.to(dtype), offset
 
@@ -264,7 +284,7 @@ class Assignments:
 def dense(scores: Float[Tensor, "n k"], temperature: float = 1.0) -> Assignments:
     """Assignments whose logits are a given matrix of scores (an outside model's outputs, say) / temperature.
 
-    The scores stand as embeddings on one-hot prototypes; the gradient reaches them.
+    The scores stand as embeddings on one-hot prototypes, k x k numbers more; the gradient reaches them.
     """
     prototypes = torch.eye(scores.shape[-1], dtype=scores.dtype, device=scores.device)
     return Assignments(scores, prototypes, temperature)
@@ -280,7 +300,7 @@ def smooth(assignments: Assignments, amount: float) -> Assignments:
 
 def _summed_entropy(block: Assignments) -> Tensor:
     log_p = block.log_probabilities()
-    return -(log_p.exp() * log_p).sum()
+    return -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum()  # a closed prototype counts 0
 
 
 def _widest(z: Tensor, w: Tensor) -> float:
@@ -290,7 +310,7 @@ def _widest(z: Tensor, w: Tensor) -> float:
         norms = [torch.linalg.vector_norm(part, dim=1).max() for part in _parts(x)]
         norm = float(torch.stack(norms).max()) if norms else 0.0
         if not norm < float("inf"):
-            raise ValueError(f"the {name} hold numbers that are not finite (NaN or infinity)")
+            raise ValueError(f"the {name} hold numbers that are not finite (NaN or infinity), or too large to multiply")
         bound *= norm
     return bound
 

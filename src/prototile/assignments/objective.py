@@ -10,6 +10,7 @@ from prototile.assignments.decoupled import CrossEntropyByRows
 from prototile.assignments.lazy import Assignments
 from prototile.assignments.pairs import Pairs
 from prototile.assignments.plan import choose, forced_backend
+from prototile.assignments.tiles import widest_logit
 from prototile.autograd import uncompiled
 from prototile.precision import no_autocast
 
@@ -48,11 +49,13 @@ def cross_entropy_and_mean(
 
 def _problem(student: Assignments, targets: Assignments, pairs: Pairs, *, mean: bool) -> Problem:
     teacher_views, student_views = len(pairs.views), len(pairs.views[0])
-    logits = student.tiled(student_views)
+    logits, teacher = student.tiled(student_views), targets.tiled(teacher_views, student.dtype)
+    if logits.widest + teacher.widest > widest_logit(student.num_prototypes, student.dtype):
+        logits, teacher = logits.shifted_by_maximum(), teacher.shifted_by_maximum()  # their normalisers are divided
     rows = pairs.row_weights(logits.rows)
     return Problem(
         student=logits,
-        teacher=targets.tiled(teacher_views, student.dtype),
+        teacher=teacher,
         weights=pairs.table(rows),
         rows=rows,
         plan=choose(logits, teacher_views, mean=mean),
@@ -60,6 +63,13 @@ def _problem(student: Assignments, targets: Assignments, pairs: Pairs, *, mean: 
 
 
 def _check(student: Assignments, targets: Assignments, pairs: Pairs) -> None:
+    for name, x, kind in (
+        ("student", student, Assignments),
+        ("targets", targets, Assignments),
+        ("pairs", pairs, Pairs),
+    ):
+        if not isinstance(x, kind):
+            raise ValueError(f"{name} must be {kind.__name__}, got {type(x).__name__}")
     teacher_views, student_views = len(pairs.views), len(pairs.views[0])
     if student.num_prototypes != targets.num_prototypes:
         raise ValueError(
@@ -75,6 +85,8 @@ def _check(student: Assignments, targets: Assignments, pairs: Pairs) -> None:
         )
     if student.adjustment is not None or (student.offset is not None and student.offset.ndim == 2):
         raise ValueError("only targets may be adjusted or have an offset per view, not the student")
+    if student.offset is not None and not bool(student.offset.isfinite().all()):
+        raise ValueError("the student's offset must be finite: close prototypes in the targets alone")
     if targets.offset is not None and targets.offset.ndim == 2 and targets.offset.shape[0] != teacher_views:
         raise ValueError(
             f"the targets were balanced in {targets.offset.shape[0]} views but are paired in {teacher_views}"

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pairs:
     """Weights of the cross-entropies between views: sum over t, s, b of views[t][s] rows[b] H(q_tb, p_sb).
 
@@ -23,13 +23,17 @@ class Pairs:
         lengths = {len(row) for row in self.views}
         if len(lengths) != 1 or lengths == {0}:
             raise ValueError(f"pairs must be a teacher x student table of weights, got {self.views!r}")
+        if not all(0 <= weight < float("inf") for row in self.views for weight in row):
+            raise ValueError(f"the weights of pairs must be finite and not negative, got {self.views!r}")
 
     @classmethod
     def cross(cls, teacher_views: int, student_views: int) -> "Pairs":
         """Every teacher view with every *other* student view, equally (DINO, SwAV, iBOT's cls token)."""
         count = teacher_views * student_views - min(teacher_views, student_views)
-        if count == 0:
-            raise ValueError("one teacher view and one student view leave no pair of different views")
+        if count <= 0:
+            raise ValueError(
+                f"{teacher_views} teacher and {student_views} student views have no pair of different views"
+            )
         return cls(
             tuple(tuple(0.0 if s == t else 1 / count for s in range(student_views)) for t in range(teacher_views))
         )
@@ -37,6 +41,8 @@ class Pairs:
     @classmethod
     def every(cls, teacher_views: int, student_views: int) -> "Pairs":
         """Every teacher view with every student view, equally (MSN: one target view, all anchors)."""
+        if teacher_views < 1 or student_views < 1:
+            raise ValueError(f"there must be views to pair, got {teacher_views} and {student_views}")
         weight = 1 / (teacher_views * student_views)
         return cls(((weight,) * student_views,) * teacher_views)
 
@@ -51,6 +57,8 @@ class Pairs:
 
         An image without a masked patch counts as zero and stays in the mean (iBOT, DINOv2).
         """
+        if mask.dtype != torch.bool or mask.ndim != 2:
+            raise ValueError(f"a mask must be boolean, images x patches, got {mask.dtype} of shape {tuple(mask.shape)}")
         weights = 1 / mask.sum(1, keepdim=True).clamp(min=1).double() / mask.shape[0]
         return cls.same().weighing(weights.expand(mask.shape)[mask])
 

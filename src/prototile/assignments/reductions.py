@@ -85,7 +85,8 @@ def _scaled_columns(logits: Logits, mass: Tensor, iterations: int, potential: Te
     num_rows = logits.rows.shape[0]
     keep = budget(logits.prototypes) // (num_rows * mass.element_size())
     exponentials = Exponentials(logits, keep=keep, tile=_columns_per_tile(num_rows))
-    row_scale = torch.ones_like(exponentials.total) if potential is None else (potential + logits.base[:, 0]).exp()
+    base = logits.base[:, 0]
+    row_scale = (base - base.max() if potential is None else potential + base).exp()  # a common factor cancels
     column_scale = torch.empty_like(mass)
     for i in range(iterations):
         rows = torch.zeros_like(row_scale)

@@ -34,10 +34,12 @@ class Loan:
 def borrow(size: int, like: Tensor) -> Loan:
     """A flat buffer of `size` numbers, of the dtype and device of `like`, holding anything."""
     with _lock:
-        for i, buffer in enumerate(_idle):  # sorted: the smallest that fits
+        for buffer in _idle:  # sorted: the smallest that fits
             if buffer.numel() >= size and buffer.dtype == like.dtype and buffer.device == like.device:
-                return Loan(_idle.pop(i), size)
-    return Loan(torch.empty(size, dtype=like.dtype, device=like.device), size)
+                _idle[:] = [other for other in _idle if other is not buffer]
+                return Loan(buffer, size)
+    with torch.inference_mode(False):  # an inference tensor could not be written outside that mode
+        return Loan(torch.empty(size, dtype=like.dtype, device=like.device), size)
 
 
 def release() -> None:

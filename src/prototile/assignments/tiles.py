@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from prototile.assignments.scratch import borrow
+from prototile.assignments.scratch import Loan, borrow
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +44,8 @@ class Logits:
     scores: Float[Tensor, "v b k"] | None = None  # held products <embedding, prototype>
     temperature: float = 1.0
     shift: Float[Tensor, "n 1"] | None = None  # subtracted from every row, where its logits are wide
+    widest: float = 0.0  # a bound of what is written, either way
+    loan: Loan | None = None  # keeps the held products from being lent to others
 
     @property
     def base(self) -> Float[Tensor, "n 1"]:
@@ -114,6 +116,8 @@ class Logits:
 
     def shifted_by_maximum(self) -> "Logits":
         """The same logits with every row's maximum subtracted: the safe form for wide logits."""
+        if self.shift is not None:
+            return self
         shift = torch.empty_like(self.peak)
         for start, stop in spans(self.images, images_within(self, 2**20)):
             exponentials = Exponentials(self.block(start, stop))
@@ -121,7 +125,7 @@ class Logits:
             for a, b in exponentials.tiles:
                 best = torch.maximum(best, exponentials.logits(a, b).amax(1))
             shift.unflatten(0, (self.views, -1))[:, start:stop] = best.view(self.views, -1, 1)
-        return replace(self, shift=shift)
+        return replace(self, shift=shift, widest=0.0)  # every row's exponentials sum to between 1 and k
 
 
 class Exponentials:

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prototile import distributed
-from prototile.precision import full_precision
+from prototile.precision import full_precision, same_shape
 
 
 @full_precision
@@ -15,6 +15,9 @@ def nt_xent(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"], temperature: float
 
     Rows are normalised here; the candidates are all rows of both views on all ranks (SimCLR, Chen et al. 2020).
     """
+    same_shape(a, b)
+    if not temperature > 0:
+        raise ValueError(f"a temperature must be a positive number, got {temperature}")
     a, b = F.normalize(a, dim=-1), F.normalize(b, dim=-1)
     everyone = torch.cat([distributed.gather(a), distributed.gather(b)])
     total, n = len(everyone) // 2, len(a)

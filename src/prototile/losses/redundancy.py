@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prototile import distributed
-from prototile.precision import full_precision
+from prototile.precision import full_precision, same_shape
 
 
 class VICReg(NamedTuple):
@@ -25,19 +25,21 @@ def vicreg(
     a: Float[Tensor, "n d"],
     b: Float[Tensor, "n d"],
     *,
-    invariance: float = 25.0,
-    variance: float = 25.0,
+    invariance_weight: float = 25.0,
+    variance_weight: float = 25.0,
     covariance_weight: float = 1.0,
 ) -> VICReg:
     r"""25 mse + 25 (variance hinges, averaged over views) + 1 (covariances, summed) (Bardes et al. 2022).
 
     The mean squared error is over rows and dims of this rank; the other two see all ranks. Needs two rows.
     """
+    same_shape(a, b)
     mse = (a - b).square().mean()
     views = [distributed.gather(view) for view in (a, b)]
     hinge = (variance_hinge(views[0]) + variance_hinge(views[1])) / 2
     cov = covariance(views[0]) + covariance(views[1])
-    return VICReg(invariance * mse + variance * hinge + covariance_weight * cov, mse, hinge, cov)
+    total = invariance_weight * mse + variance_weight * hinge + covariance_weight * cov
+    return VICReg(total, mse, hinge, cov)
 
 
 @full_precision
@@ -48,6 +50,7 @@ def barlow_twins(
 
     Each dim is standardised over the batch of all ranks, with the biased variance. Needs two rows.
     """
+    same_shape(a, b)
     a, b = (_standardized(distributed.gather(view), eps) for view in (a, b))
     correlation = a.T @ b / len(a)
     on = torch.diagonal(correlation)

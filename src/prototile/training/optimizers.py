@@ -6,7 +6,7 @@ Two rules to adapt a tensor's step to its norm are in use, and they differ in mo
     LARS        eta |p| / |g + wd p|                      neither adapted nor decayed   not adapted (VICReg, DINO, ExCB)
     LARC        eta |p| / (|g| + wd |p| + 1e-8)           like all others               not even decayed (SwAV)
 
-`timm.optim.Lars` has LARC's ratio and decays tensors whose gradient is zero, which neither official code does.
+`timm.optim.Lars` has LARC's ratio, but decays a tensor whose gradient is zero, which LARC does not.
 """
 
 from collections.abc import Iterable
@@ -93,7 +93,7 @@ def clip_each_(parameters: Iterable[Tensor], max_norm: float) -> None:
 
     For one norm over all parameters (MSN, DINOv2, data2vec) there is `torch.nn.utils.clip_grad_norm_`.
     """
-    for p in parameters:
+    for p in [parameters] if isinstance(parameters, Tensor) else parameters:
         if p.grad is not None:
             p.grad.mul_((max_norm / (p.grad.norm() + 1e-6)).clamp(max=1))
 
