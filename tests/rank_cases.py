@@ -201,6 +201,30 @@ def barlow_twins(rank: int, world: int):
     return on_embeddings(rank, world, lambda z: losses.barlow_twins(z[0], z[1]))
 
 
+def masked_regressions(rank: int, world: int):
+    """Other numbers of hidden patches on each rank."""
+    generator = torch.Generator().manual_seed(3)
+    mask = torch.rand(IMAGES, 5, generator=generator) < 0.3
+    target = torch.randn(IMAGES, 5, DIMS, generator=generator, dtype=torch.float64)
+    half = slice(rank * IMAGES // world, (rank + 1) * IMAGES // world)
+    results = {}
+    for name, function in (("pixels", losses.masked_pixels), ("latent", losses.latent_regression)):
+        prediction = torch.zeros_like(target[half]).requires_grad_()
+        loss = function(prediction, target[half], mask[half])
+        (gradient,) = torch.autograd.grad(loss, prediction)
+        results |= {f"mean.{name}": loss.detach(), f"rows.{name}": gradient[None]}
+    return results
+
+
+def unequal_gather(rank: int, world: int) -> str:
+    """A ragged last batch."""
+    try:
+        distributed.gather(torch.zeros(3 + rank, 2))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def koleo_prototypes(rank: int, world: int):
     """The same partitions on all ranks, step after step."""
     regularizer, results = KoLeo(partition=4), {}
@@ -232,6 +256,7 @@ CASES = [
     koleo_prototypes,
     manifold_capacity,
     masked_patches,
+    masked_regressions,
     nt_xent,
     primitives,
     probability_centering,

@@ -181,8 +181,10 @@ def test_every_balancer_closes_prototypes_with_prior_zero():
     prior = Uniform()(K)
     prior[2] = 0
     prior /= prior.sum()
-    for balancer in (Centering(prior), ProbabilityCentering(prior)):
+    for balancer in (Centering(prior), ProbabilityCentering(prior), Sequential(Sharpen(), Sinkhorn(prior))):
         assert balancer(batch()).mean()[2] == 0
+    balanced = ExplicitBalancing(prior)(batch())  # an infinitely large cluster: cosine -1
+    torch.testing.assert_close(balanced.logits()[:, 2] * 0.05, -torch.ones(20, dtype=torch.float64))
 
 
 def test_probability_centering_floor():
@@ -232,7 +234,7 @@ def test_explicit_balancing_refuses_offsets():
         ExplicitBalancing(Uniform()(K))(batch().shift(torch.zeros(K, dtype=torch.float64)))
 
 
-@pytest.mark.parametrize("make", ALL[:-2])
+@pytest.mark.parametrize("make", ALL)
 def test_no_rows_leave_targets_empty(make):
     a = replace(batch(), embeddings=torch.zeros(0, 6, dtype=torch.float64))
     balancer = make()
@@ -240,6 +242,32 @@ def test_no_rows_leave_targets_empty(make):
     assert len(balancer(a)) == 0
     for name, x in before.items():
         assert torch.equal(balancer.state_dict()[name], x), f"{name} moved without a row to see"
+
+
+def test_a_sequence_hands_its_changes_to_the_observed_rows():
+    a, pi = batch(), PowerLaw(0.5)(K)
+    union = replace(a, embeddings=torch.cat([unit(40, 6), a.embeddings]))
+    sequence = Sequential(Sharpen(0.5), Sinkhorn(pi, start="probabilities"))
+    joint = sequence(union).probabilities()[40:]
+    torch.testing.assert_close(sequence(a, observed=union).probabilities(), joint, rtol=1e-12, atol=0)
+    assert not Sequential()(replace(a, embeddings=a.embeddings.requires_grad_())).embeddings.requires_grad
+
+
+def test_column_error_is_the_largest_of_any_view():
+    a, pi = batch(), PowerLaw(0.5)(K)
+    balancer = Sinkhorn(pi, views=2)
+    targets = balancer(a)
+    means = targets.probabilities().unflatten(0, (2, -1)).mean(1)
+    torch.testing.assert_close(balancer.column_error(targets), (means / pi - 1).abs().max())
+
+
+def test_a_resumed_queue():
+    first, second = Queue(5, 6), Queue(5, 6)
+    first.push(batch(8))
+    first.push(batch(8))
+    second.load_state_dict(first.state_dict())
+    assert second.full
+    assert torch.equal(first.embeddings, second.embeddings)
 
 
 def test_queue():
@@ -264,6 +292,11 @@ def test_bad_arguments(unchecked):
         (lambda: Centering(Uniform()(K), momentum=1.5), "momentum lies in"),
         (lambda: ExplicitBalancing(Uniform()(K), count="soft"), "count must be"),
         (lambda: Queue(0, 6), "length and the views of a queue must be positive"),
+        (lambda: Sinkhorn(Uniform()), r"call the prior with the number of prototypes first: Uniform\(\)\(K\)"),
+        (lambda: Centering([0.5, 0.5]), "must be a vector of probabilities, got list"),
+        (lambda: Centering(torch.ones(K)), "must sum to 1, not to 12"),
+        (lambda: Sinkhorn(torch.tensor([0.5, float("nan")])), "must be finite"),
+        (lambda: ProbabilityCentering(Uniform()(K), floor=0.0), "floor of a mean must be positive"),
         (lambda: Sinkhorn(Uniform()(5))(batch()), "made for 5 prototypes, the assignments have 12"),
         (lambda: Centering(Uniform()(5))(batch()), "made for 5 prototypes, the assignments have 12"),
         (lambda: ExplicitBalancing(Uniform()(5))(batch()), "made for 5 prototypes, the assignments have 12"),

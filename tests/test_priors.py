@@ -64,6 +64,13 @@ def test_wrong_length_names_both(prior):
         prior(5)
 
 
+def test_mistakes_of_a_hurry(unchecked):
+    with pytest.raises(ValueError, match=r"use .read\('counts.txt'\)"):
+        FromCounts("counts.txt")
+    with pytest.raises(ValueError, match=r"whole number, got 8\.5"):
+        PowerLaw()(8.5)
+
+
 def test_bad_exponents_and_numbers():
     for exponent in (-0.1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="exponent of a power law"):

@@ -94,6 +94,37 @@ def test_exact_duplicates_separate():
     assert float((moved[1] - moved[5]).norm()) > 1e-6
 
 
+@pytest.mark.parametrize("spread", [1e-8, 7e-7, 1e-6, 1e-5])
+def test_collapsed_prototypes_separate(spread):
+    """In float32 nearest neighbours of near duplicates are not mutual: a collapsed set must do no harm."""
+    for seed in range(12):
+        torch.manual_seed(seed)
+        x = unit(20, 16, dtype=torch.float32).repeat(20, 1)
+        x = (x + spread * torch.randn(400, 16)).requires_grad_()
+        (gradient,) = torch.autograd.grad(KoLeo(partition=None)(x), x)
+        assert bool(gradient.isfinite().all())
+
+
+def test_duplicates_are_pushed_apart_from_each_other():
+    """Descending, every copy leaves its own twin, not some other row's."""
+    x = torch.cat([unit(6, 8), torch.zeros(6, 8, dtype=torch.float64)])
+    x[6:] = x[torch.tensor([3, 5, 0, 2, 4, 1])]
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(koleo(x), x)
+    moved = x.detach() - 1e-8 * gradient
+    for copy, original in enumerate([3, 5, 0, 2, 4, 1], 6):
+        along = torch.nn.functional.cosine_similarity(gradient[copy], gradient[original], dim=0)
+        assert float(along) < -0.9
+        assert float((moved[copy] - moved[original]).norm()) > 1e-7
+
+
+def test_koleo_refuses_non_finite_rows():
+    x = unit(5, 4)
+    x[2, 1] = torch.nan
+    with pytest.raises(ValueError, match="rows hold numbers that are not finite"):
+        koleo(x)
+
+
 def test_koleo_needs_two_rows():
     with pytest.raises(ValueError, match="at least two rows, got 1"):
         KoLeo()(unit(1, 4))
@@ -156,7 +187,11 @@ def test_manifold_capacity_of_orthogonal_centroids():
     z = torch.eye(4)[None].repeat(3, 1, 1)
     assert float(ManifoldCapacity()(z)) == pytest.approx(-4)
     z[0, 1, 0] = torch.nan
-    assert float(ManifoldCapacity()(z)) == pytest.approx(-3)
+    z.requires_grad_()
+    loss = ManifoldCapacity()(z)
+    assert loss.item() == pytest.approx(-3)
+    (gradient,) = torch.autograd.grad(loss, z)
+    assert bool(gradient.isfinite().all())
 
 
 @pytest.mark.parametrize(
@@ -193,6 +228,10 @@ def test_bad_arguments(unchecked):
         (lambda: KoLeo(reduction="max"), "reduction must be 'sum' or 'mean'"),
         (lambda: EffectiveEntropy(space="cube"), "space must be 'hypersphere' or 'hypercube'"),
         (lambda: EffectiveEntropy(reduction="max"), "reduction must be"),
+        (lambda: MatchPrior(Uniform()), "call the prior with the number of prototypes"),
+        (lambda: MatchPrior(torch.ones(3)), "must sum to 1, not to 3"),
+        (lambda: EffectiveEntropy()(torch.zeros(4, 3)), "views x rows x dims"),
+        (lambda: Uniformity()([torch.zeros(4, 3)] * 2), "views x rows x dims, got list: stack the views"),
         (lambda: VarianceCovariance(space="cube"), "space must be 'hypersphere' or 'projector'"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -1,5 +1,6 @@
 """Every backend equals `naive`: values, gradients, at any sizes; and none holds an n x k matrix."""
 
+import gc
 from dataclasses import replace
 
 import pytest
@@ -17,8 +18,10 @@ from prototile.assignments import (
     cross_entropy,
     cross_entropy_and_mean,
     dense,
+    release_scratch,
     scratch_budget,
 )
+from prototile.assignments.scratch import borrow
 
 BACKENDS = ("direct", "row", "stream")
 
@@ -155,6 +158,62 @@ def test_backward_twice():
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+def test_held_products_live_as_long_as_the_loss():
+    """The backward pass reads them again, after a method's forward has dropped student and targets."""
+
+    def losses(keep: list) -> torch.Tensor:
+        torch.manual_seed(1)
+        problem = random_problem(images=40, prototypes=60, student_views=4)
+        student, targets = problem.student.hold(), problem.targets.hold()
+        loss, mean = cross_entropy_and_mean(student, targets, problem.pairs)
+        keep.append(problem.leaves)
+        return loss + (mean * mean.log()).sum()
+
+    gradients = []
+    for name in ("naive", "direct"):
+        keep: list = []
+        with backend(name), scratch_budget(20_000):
+            loss = losses(keep)
+            gc.collect()
+            for _ in range(3):
+                borrow(10_000, loss).tensor.fill_(torch.nan)
+            gradients.append(torch.autograd.grad(loss, keep[0]))
+    for value, reference in zip(*gradients, strict=True):
+        assert relative_error(value, reference) < 1e-12
+
+
+def test_inference_mode_leaves_no_trace():
+    release_scratch()
+    problem = random_problem()
+    with torch.inference_mode():
+        problem.targets.hold().mean()
+        cross_entropy(problem.student.detach(), problem.targets, problem.pairs)
+    cross_entropy(problem.student, problem.targets, problem.pairs).backward()
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("mean", [False, True])
+def test_collapsed_opposite_sides_stay_finite(name, mean):
+    """Both logits are bearable, but not the quotient of their normalisers, in float32."""
+    direction = unit(1, 8, dtype=torch.float32)
+    w = torch.nn.functional.normalize(direction + 0.1 * torch.randn(30, 8), dim=-1).requires_grad_()
+    z = direction.repeat(6, 1).requires_grad_()
+    problem = Problem(Assignments(z, w, 1 / 60), Assignments(-z.detach(), w.detach(), 1 / 60), Pairs.same(), [z, w])
+    exact = evaluate(problem, "naive", 10**8, mean=mean)
+    for value, reference in zip(evaluate(problem, name, 10**8, mean=mean), exact, strict=True):
+        assert bool(value.isfinite().all())
+        assert relative_error(value, reference) < 1e-4
+
+
+def test_prototypes_changed_before_backward_are_noticed():
+    problem = random_problem()
+    teacher = problem.targets.prototypes
+    loss, _ = cross_entropy_and_mean(problem.student, problem.targets, problem.pairs)
+    teacher.mul_(0.5)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_only_wanted_gradients():
     """Frozen prototypes or embeddings get none, and the others are the same without them."""
     problem = random_problem()
@@ -249,6 +308,16 @@ def test_what_does_not_fit_is_refused(unchecked):
         cross_entropy(replace(problem.student, offset=torch.zeros(3, 37)), problem.targets, problem.pairs)
     with pytest.raises(ValueError, match="balanced in 5 views but are paired in 2"):
         cross_entropy(problem.student, replace(problem.targets, offset=torch.zeros(5, 37)), problem.pairs)
+    with pytest.raises(ValueError, match="offset must be finite"):
+        cross_entropy(problem.student.shift(torch.full((37,), -torch.inf)), problem.targets, problem.pairs)
+    with pytest.raises(ValueError, match="targets must be Assignments, got Tensor"):
+        cross_entropy(problem.student, problem.targets.probabilities(), problem.pairs)
+    with pytest.raises(ValueError, match="pairs must be Pairs, got list"):
+        cross_entropy(problem.student, problem.targets, [[1.0]])
+    with pytest.raises(ValueError, match="embeddings must be a matrix, rows x dims"):
+        Assignments(torch.zeros(2, 3, 4), torch.zeros(5, 4), 0.1)
+    with pytest.raises(ValueError, match="positive number"):
+        Assignments(torch.zeros(3, 4), torch.zeros(5, 4), torch.tensor(0.1))
     with pytest.raises(ValueError, match="unknown backend 'fast'"), backend("fast"):
         pass
     with pytest.raises(ValueError, match="scratch budget must be positive"), scratch_budget(0):

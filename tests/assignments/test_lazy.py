@@ -85,6 +85,56 @@ def test_views():
         a.view(0, 4)
 
 
+def test_views_that_are_none(unchecked):
+    a = random_problem(teacher_views=2, teacher_offset="per view").targets
+    torch.testing.assert_close(a.view(0, 1).probabilities(), a.probabilities())
+    for index in (-1, 2):
+        with pytest.raises(ValueError, match="there is no view"):
+            a.view(index, 2)
+    with pytest.raises(ValueError, match="offset of 2 views cannot be split into 5"):
+        a.view(0, 5)
+    with pytest.raises(ValueError, match="have no 2 leading views of 3"):
+        replace(a, offset=None).leading(2, 3)
+
+
+def test_entropy_with_closed_prototypes_and_views():
+    a = random_problem(teacher_offset="per view").targets
+    offset = a.offset.clone()
+    offset[:, 3] = -torch.inf
+    a = replace(a, offset=offset, embeddings=a.embeddings.requires_grad_())
+    p = a.probabilities()
+    entropy = a.entropy()
+    torch.testing.assert_close(entropy, -torch.xlogy(p, p).sum(1).mean())
+    (gradient,) = torch.autograd.grad(entropy, a.embeddings)
+    assert bool(gradient.isfinite().all())
+
+
+def test_half_precision_offsets_stay_exact():
+    """What a balancer adds is not rounded to the embeddings' dtype."""
+    a = Assignments(unit(4, 8).bfloat16(), unit(9, 8).bfloat16(), 0.1)
+    assert a.shift(torch.rand(9)).offset.dtype == torch.float32
+    assert replace(a, offset=torch.zeros(9).bfloat16()).shift(torch.rand(9)).offset.dtype == torch.float32
+
+
+def test_no_rows_have_no_mean():
+    a = Assignments(torch.zeros(0, 8), unit(9, 8, dtype=torch.float32), 0.1)
+    for statistic in (a.mean, a.log_mean, a.entropy, a.confidence):
+        with pytest.raises(ValueError, match="no rows to take a mean of"):
+            statistic()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_offsets_that_close_everything_are_refused(value):
+    with pytest.raises(ValueError, match="the offset holds NaN or infinity, or closes every prototype"):
+        replace(assignments(), offset=torch.full((37,), value, dtype=torch.float64)).mean()
+
+
+def test_adjusted_assignments_are_constants():
+    a = random_problem().student
+    adjusted = replace(a, adjustment=Adjustment(torch.ones(37, dtype=torch.float64), bound=1.0))
+    assert not adjusted.mean().requires_grad
+
+
 def test_dense_scores_are_assignments():
     scores = torch.randn(6, 9, requires_grad=True)
     a = dense(scores, 0.5)

@@ -61,10 +61,21 @@ def test_pairs():
     assert Pairs.same(2).times(2).views == ((1.0, 0.0), (0.0, 1.0))
     with pytest.raises(ValueError, match="have no pair of different views"):
         Pairs.cross(1, 1)
+    for weight in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match="finite and not negative"):
+            Pairs.weighted([[weight]])
+    with pytest.raises(ValueError, match="there must be views to pair"):
+        Pairs.every(0, 1)
     with pytest.raises(ValueError, match="teacher x student table"):
         Pairs.weighted([[1.0], [1.0, 2.0]])
     with pytest.raises(ValueError, match="3 rows in a student view but 2 row weights"):
         Pairs.every(1, 1).weighing(torch.ones(2)).row_weights(torch.zeros(3, 4))
+
+
+def test_masks_that_are_none(unchecked):
+    for mask in (torch.ones(2, 3, dtype=torch.long), torch.ones(2, 2, 3, dtype=torch.bool)):
+        with pytest.raises(ValueError, match="must be boolean, images x patches"):
+            Pairs.masked(mask)
 
 
 def test_masked_pairs_weigh_images_equally():

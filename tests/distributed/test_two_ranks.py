@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rank_cases import CASES
+from rank_cases import CASES, unequal_gather
 from ranks import RankPool, fail
 
 
@@ -33,6 +33,11 @@ def test_two_ranks_equal_one(case, two_ranks: RankPool):
             atol=1e-12,
             msg=lambda text, name=name: f"{name}: {text}",
         )
+
+
+def test_unequal_rows_are_refused(two_ranks: RankPool):
+    for message in two_ranks.run(unequal_gather):
+        assert "ranks hold between 3 and 4 rows" in message
 
 
 def test_the_pool_reports_failures(two_ranks: RankPool):

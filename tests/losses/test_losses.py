@@ -89,6 +89,39 @@ def test_latent_regression():
     assert target.grad is None
 
 
+def test_latent_regression_turns_linear_at_beta():
+    error = torch.tensor([[[3.0]]])
+    mask = torch.tensor([[True]])
+    for beta, expected in ((0.5, 3 - 0.25), (2.0, 3 - 1), (4.0, 0.5 * 9 / 4)):
+        assert float(losses.latent_regression(error, torch.zeros(1, 1, 1), mask, beta=beta)) == pytest.approx(expected)
+
+
+def test_keyword_arguments_are_widened():
+    a, b = unit(8, 4).bfloat16(), unit(8, 4).bfloat16()
+    assert losses.nt_xent(a=a, b=b).dtype == torch.float32
+    assert (
+        losses.masked_pixels(
+            prediction=torch.randn(1, 2, 3).half(), target=torch.randn(1, 2, 3).half(), mask=torch.ones(1, 2).bool()
+        ).dtype
+        == torch.float32
+    )
+
+
+@pytest.mark.parametrize("loss", [losses.nt_xent, losses.barlow_twins, losses.vicreg, losses.negative_cosine])
+def test_embeddings_that_do_not_belong_together(loss, unchecked):
+    for other in (unit(4, 1), unit(1, 6), unit(4, 3)):
+        with pytest.raises(ValueError, match="rows x dims of one shape"):
+            loss(unit(4, 6), other)
+
+
+@pytest.mark.parametrize("loss", [losses.masked_pixels, losses.latent_regression])
+def test_masks_that_do_not_fit(loss, unchecked):
+    x = torch.randn(2, 6, 12)
+    for mask in (torch.ones(6).bool(), torch.ones(2, 1).bool(), torch.ones(2, 6)):
+        with pytest.raises(ValueError, match=r"mask must be boolean of shape \(2, 6\)"):
+            loss(x, x, mask)
+
+
 @pytest.mark.parametrize("loss", [losses.masked_pixels, losses.latent_regression])
 def test_an_empty_mask_gives_zero(loss):
     prediction = torch.randn(2, 6, 12, requires_grad=True)
