@@ -40,6 +40,7 @@ CASES = (
     Case("swav", 8192, images=256, teacher_views=2, student_views=2),
     Case("swav", 65536, images=256, teacher_views=2, student_views=2),
     Case("koleo", 16384),
+    Case("koleo", 65536),
     Case("nearest", 16384),
     Case("nearest", 65536),
 )
