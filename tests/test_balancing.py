@@ -270,6 +270,16 @@ def test_a_resumed_queue():
     assert torch.equal(first.embeddings, second.embeddings)
 
 
+@pytest.mark.parametrize("make", ALL)
+def test_made_on_the_meta_device(make):
+    """As large models are: their state comes from a checkpoint."""
+    with torch.device("meta"):
+        balancer = make()
+    balancer.to_empty(device="cpu")
+    balancer.load_state_dict(make().state_dict())
+    assert len(balancer(batch())) == 20
+
+
 def test_queue():
     queue = Queue(5, 6, views=2).double()
     batches = [replace(batch(8), embeddings=unit(8, 6)) for _ in range(3)]  # 4 rows per view

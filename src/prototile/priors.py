@@ -102,6 +102,8 @@ def checked_prior(prior: Tensor) -> Float[Tensor, " k"]:
         raise ValueError(f"call the prior with the number of prototypes first: {prior}(K)")
     if not isinstance(prior, Tensor) or prior.ndim != 1:
         raise ValueError(f"a prior must be a vector of probabilities, got {type(prior).__name__}: use Explicit(...)(K)")
+    if prior.is_meta:
+        return prior
     _checked(prior.detach().cpu(), "probabilities")
     if abs(float(prior.double().sum()) - 1) > 1e-3:
         raise ValueError(f"a prior must sum to 1, not to {float(prior.double().sum()):.6g}: use FromCounts(...)(K)")
