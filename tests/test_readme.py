@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from reference import read_cases
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -20,6 +22,12 @@ def test_the_readme_names_files_that_exist():
     text = (ROOT / "README.md").read_text() + (ROOT / "CONTRIBUTING.md").read_text()
     for name in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
         assert (ROOT / name).exists(), name
+
+
+def test_the_readme_counts_the_reference_cases():
+    cases = read_cases(ROOT / "tests" / "reference" / "losses")
+    counted = f"{len(cases)} cases of {len({case.item for case in cases})} losses"
+    assert counted in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.slow
