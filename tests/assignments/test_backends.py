@@ -1,6 +1,7 @@
 """Every backend equals `naive`: values, gradients, at any sizes; and none holds an n x k matrix."""
 
 import gc
+import math
 from dataclasses import replace
 
 import pytest
@@ -203,6 +204,21 @@ def test_collapsed_opposite_sides_stay_finite(name, mean):
     for value, reference in zip(evaluate(problem, name, 10**8, mean=mean), exact, strict=True):
         assert bool(value.isfinite().all())
         assert relative_error(value, reference) < 1e-4
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("bound", [70.0, 80.0, 85.0, 90.0])
+def test_the_widest_logits_that_float32_bears(name, bound):
+    """Where all prototypes lie on one line with the rows, sums of exponentials reach the end of float32."""
+    direction = unit(1, 8, dtype=torch.float32)
+    w = direction.repeat(3, 1).requires_grad_()
+    z = (bound * direction).repeat(2, 1).requires_grad_()
+    problem = Problem(Assignments(z, w, 1.0), Assignments(z.detach(), w.detach(), 1.0), Pairs.same(), [z, w])
+    for value in evaluate(problem, name, 10**8, mean=True):
+        assert bool(value.isfinite().all())
+    with backend(name):
+        loss = cross_entropy(problem.student, problem.targets, problem.pairs)
+    assert loss.item() == pytest.approx(math.log(3), abs=1e-4)
 
 
 def test_prototypes_changed_before_backward_are_noticed():
