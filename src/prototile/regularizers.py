@@ -29,7 +29,7 @@ from prototile.losses.redundancy import covariance, variance_hinge
 from prototile.neighbors import nearest
 from prototile.precision import KeepsDtype, full_precision, wide
 from prototile.priors import checked_prior
-from prototile.sphere import pull_back_
+from prototile.sphere import pull_back_, unit_rows
 
 _ROWS = 4096  # of which differences are held at a time
 
@@ -216,9 +216,7 @@ class _KoLeo(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, parts: Sequence[Tensor | None], eps: float, generator: torch.Generator):
-        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-        bounded = norm.clamp(min=eps)
-        unit = x / bounded
+        unit, norm, bounded = unit_rows(x, eps)
         neighbor, weight = _neighbors_and_weights(unit, parts)
         everyone = torch.arange(len(unit), device=unit.device)
         distance = torch.cat([_difference(unit, rows, neighbor, eps)[1] for rows in everyone.split(_ROWS)])

@@ -20,9 +20,7 @@ def normalize(x: Float[Tensor, "n d"], eps: float = 1e-12) -> Float[Tensor, "n d
 class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, eps: float) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-        bounded = norm.clamp(min=eps)
-        unit = x / bounded
+        unit, norm, bounded = unit_rows(x, eps)
         ctx.save_for_backward(unit, norm, bounded)
         return unit
 
@@ -31,6 +29,13 @@ class _Normalize(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         unit, norm, bounded = ctx.saved_tensors
         return pull_back_(grad.clone(), unit, norm, bounded), None
+
+
+def unit_rows(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """x / bounded, the rows' norms, and bounded = max(norm, eps); for functions with a gradient of their own."""
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    bounded = norm.clamp(min=eps)
+    return x / bounded, norm, bounded
 
 
 def pull_back_(grad: Tensor, unit: Tensor, norm: Tensor, bounded: Tensor) -> Tensor:

@@ -24,7 +24,6 @@ class CrossEntropyByRows(torch.autograd.Function):
     def forward(ctx, z: Tensor, w: Tensor, offset: Tensor | None, problem: Problem) -> Tensor:
         student, teacher, weights, r = problem.student, problem.teacher, problem.weights, problem.rows
         assert teacher is not None
-        wanted = any(ctx.needs_input_grad[:3])
         gradients = Gradients(student, ctx.needs_input_grad[:3])
         rows = student.rows.unflatten(0, (student.views, -1))  # already divided by the temperature
 
@@ -36,7 +35,7 @@ class CrossEntropyByRows(torch.autograd.Function):
         wished = weights.sum(0)[:, None] * r  # n_s r_b
         mean, log_total, _ = _sweep(student, student, wished[..., None] * rows, wished, problem, gradients)
         loss += (wished * log_total).sum()
-        if wanted and gradients.embeddings is not None:
+        if gradients.embeddings is not None:
             pulled = torch.einsum("ts,b,tbd->sbd", weights, r, expected)
             gradients.embeddings.copy_((wished[..., None] * mean - pulled) / student.temperature)
         ctx.save_for_backward(*gradients.results())

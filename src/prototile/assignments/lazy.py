@@ -140,7 +140,7 @@ class Assignments:
 
     def hold_within_budget(self) -> "Assignments":
         """Held, if that takes at most half of the scratch budget: who reads the products needs some, too."""
-        size = len(self) * self.num_prototypes * max(4, self.embeddings.element_size())
+        size = len(self) * self.num_prototypes * self.dtype.itemsize
         return self.hold() if 2 * size <= budget(self.prototypes) else self
 
     # ---------------------------------------------------------------------------- without a matrix
