@@ -1,0 +1,42 @@
+"""What flows between data, views and methods.
+
+    Views     equally large views of the images of a batch: one forward pass
+    Batch     the groups of views of one batch, with labels where there are any, and where the images came from
+
+Axes: b images, v views, c channels, h w pixels, n patches, m patches that are kept.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Views:
+    """Equally large views of the images of a batch, view after view, and what hides which patches of them.
+
+    `mask` says which patches a mask token replaces (iBOT, DINOv2, data2vec); `keep` names the patches that alone are
+    encoded (MSN, MAE), in the order drawn. Patches are counted row by row.
+    """
+
+    images: Float[Tensor, "v b c h w"]
+    mask: Bool[Tensor, "v b n"] | None = None
+    keep: Int[Tensor, "v b m"] | None = None
+
+    def to(self, device: torch.device | str) -> "Views":
+        return Views(*(x if x is None else x.to(device, non_blocking=True) for x in vars(self).values()))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch of views; `indices` are the images' places in their source, `labels` are -1 where there is none."""
+
+    views: tuple[Views, ...]
+    indices: Int[Tensor, " b"]
+    labels: Int[Tensor, " b *classes"] | None = None
+
+    def to(self, device: torch.device | str) -> "Batch":
+        labels = self.labels if self.labels is None else self.labels.to(device, non_blocking=True)
+        return replace(self, views=tuple(x.to(device) for x in self.views), labels=labels)
