@@ -39,7 +39,7 @@ ROWS = {
     "heads": f"{FOUNDATIONS} assignments sphere vmf",
     "backbones": FOUNDATIONS,
     "ema": FOUNDATIONS,
-    "views": FOUNDATIONS,
+    "views": f"{FOUNDATIONS} schedules",
     # methods
     "methods": PARTS,
     # data
@@ -49,7 +49,7 @@ ROWS = {
     "evaluation": f"{PARTS} data",
     "audit": f"{FOUNDATIONS} {MATHEMATICS}",
     "training": f"{PARTS} methods data checkpoints evaluation audit",
-    "reports": "types evaluation audit",
+    "reports": "types data evaluation audit",
     "recipes": "types",
     # the whole
     "__init__": f"{PARTS} methods data {USES}",

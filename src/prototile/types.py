@@ -26,7 +26,8 @@ class Views:
     keep: Int[Tensor, "v b m"] | None = None
 
     def to(self, device: torch.device | str) -> "Views":
-        return Views(*(x if x is None else x.to(device, non_blocking=True) for x in vars(self).values()))
+        mask, keep = (x if x is None else x.to(device, non_blocking=True) for x in (self.mask, self.keep))
+        return Views(self.images.to(device, non_blocking=True), mask, keep)
 
 
 @dataclass(frozen=True)
