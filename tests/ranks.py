@@ -24,7 +24,7 @@ class RankPool:
         self._pipes, self._processes = [], []
         for rank in range(self.world):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, self.world, rendezvous, theirs), daemon=True)
+            process = context.Process(target=_serve, args=(rank, self.world, rendezvous, theirs))
             process.start()
             self._pipes.append(ours)
             self._processes.append(process)
@@ -57,10 +57,19 @@ def fail(rank: int, world: int) -> None:
     raise AssertionError(f"rank {rank} of {world} fails")
 
 
+def _next_task(pipe: Any) -> Any:
+    """None at the end, also where the process that sends tasks is gone."""
+    try:
+        return pipe.recv()
+    except EOFError:
+        return None
+
+
 def _serve(rank: int, world: int, rendezvous: str, pipe: Any) -> None:
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # for a loader's workers; spawned, they would import all again
     dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
-    while (task := pipe.recv()) is not None:
+    while (task := _next_task(pipe)) is not None:
         function, arguments = task
         try:
             torch.manual_seed(0)

@@ -43,7 +43,7 @@ ROWS = {
     # methods
     "methods": PARTS,
     # data
-    "data": f"{FOUNDATIONS} views",
+    "data": f"{FOUNDATIONS} schedules views",
     # using them; evaluation and audit know no methods and no training
     "checkpoints": f"{PARTS} methods",
     "evaluation": f"{PARTS} data",

@@ -1,10 +1,11 @@
 """prototile: self-supervised vision models whose representations are clusters.
 
-Which distribution do the clusters follow, and which should they? So far this is the mathematical core: every block
-works alone in a plain PyTorch loop. Each module opens with a table of what it holds and where the papers use it.
+Which distribution do the clusters follow, and which should they? So far these are the mathematical core, and data and
+views: every block works alone in a plain PyTorch loop. Each module opens with a table of what it holds and where the
+papers use it.
 """
 
-from prototile import losses, regularizers, schedules, training
+from prototile import data, losses, regularizers, schedules, training, views
 from prototile.assignments import (
     Assignments,
     Pairs,
@@ -66,6 +67,7 @@ __all__ = [
     "VarianceCovariance",
     "cross_entropy",
     "cross_entropy_and_mean",
+    "data",
     "dense",
     "losses",
     "nearest",
@@ -75,4 +77,5 @@ __all__ = [
     "scratch_budget",
     "smooth",
     "training",
+    "views",
 ]

@@ -29,6 +29,10 @@ class Views:
         mask, keep = (x if x is None else x.to(device, non_blocking=True) for x in (self.mask, self.keep))
         return Views(self.images.to(device, non_blocking=True), mask, keep)
 
+    def pin_memory(self) -> "Views":
+        mask, keep = (x if x is None else x.pin_memory() for x in (self.mask, self.keep))
+        return Views(self.images.pin_memory(), mask, keep)
+
 
 @dataclass(frozen=True)
 class Batch:

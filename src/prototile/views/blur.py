@@ -21,7 +21,7 @@ def blur_(x: Float[Tensor, "n c h w"], sigma: Float[Tensor, " n"]) -> None:
     band = _band(sigma, radius)
     rows, columns = math.ceil(h / _BLOCK), math.ceil(w / _BLOCK)
     y = F.pad(x, (radius, radius, radius, radius), mode="reflect")
-    y = F.pad(y, (0, columns * _BLOCK - w, 0, rows * _BLOCK - h))
+    y = F.pad(y, (0, columns * _BLOCK - w, 0, rows * _BLOCK - h)).contiguous()
     height, width = y.shape[2:]
     window = _BLOCK + 2 * radius
     # windows overlap by 2 * radius: views of the same memory
@@ -36,6 +36,9 @@ def _band(sigma: Float[Tensor, " n"], radius: int) -> Float[Tensor, "n block win
     """Rows of the kernel, each one pixel further right than the row above."""
     offset = torch.arange(-radius, radius + 1, device=sigma.device, dtype=sigma.dtype)
     kernel = (-0.5 * (offset / sigma[:, None]) ** 2).exp()
+    # each ends where it would alone, whatever the others' radius
+    kernel = kernel * (offset.abs() <= (_DEVIATIONS * sigma[:, None]).ceil())
+    kernel *= offset.abs() <= (_DEVIATIONS * sigma).ceil().clamp_min(1)[:, None]  # whatever else is in the batch
     kernel = kernel / kernel.sum(1, keepdim=True)
     window = _BLOCK + 2 * radius
     sheared = kernel.new_zeros(len(sigma), _BLOCK, window + 1)

@@ -11,12 +11,12 @@ Axes: b images, v views, n = v * b rows, view after view; h w pixels, s size of 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from prototile.schedules import Progress
@@ -38,15 +38,12 @@ class Crops:
     keep: Int[Tensor, "v b m"] | None = None
 
     def to(self, device: torch.device | str) -> "Crops":
-        moved = {name: None if x is None else x.to(device, non_blocking=True) for name, x in self._tensors().items()}
-        return replace(self, **moved)
+        mask, keep = (x if x is None else x.to(device, non_blocking=True) for x in (self.mask, self.keep))
+        return Crops(self.images.to(device, non_blocking=True), self.looks, mask, keep)
 
     def pin_memory(self) -> "Crops":
-        pinned = {name: None if x is None else x.pin_memory() for name, x in self._tensors().items()}
-        return replace(self, **pinned)
-
-    def _tensors(self) -> dict[str, Tensor | None]:
-        return {"images": self.images, "mask": self.mask, "keep": self.keep}
+        mask, keep = (x if x is None else x.pin_memory() for x in (self.mask, self.keep))
+        return Crops(self.images.pin_memory(), self.looks, mask, keep)
 
 
 @dataclass(frozen=True)
@@ -69,8 +66,8 @@ class Engine:
         if len(images) != len(draw.numbers):
             raise ValueError(f"every image needs a key: got {len(images)} images and {len(draw.numbers)} keys")
         groups = self._at(progress).groups
-        uniform = np.stack([self._uniform(draw.epoch, int(number)) for number in draw.numbers])
-        heights, widths = np.array([image.shape[1:] for image in images]).T
+        uniform = self._uniform(draw)
+        heights, widths = np.array([image.shape[1:] for image in images], np.int64).reshape(-1, 2).T
         crops, first = [], 0
         generators = Generators.of(self.seed, draw)
         for group in groups:
@@ -102,9 +99,11 @@ class Engine:
             raise ValueError("this augmentation follows the run: say how long it is (a loader's `epochs`)")
         return self.augmentation
 
-    def _uniform(self, epoch: int, number: int) -> np.ndarray:
-        rng = generator(self.seed, Stream.VIEWS, epoch, number)
-        return rng.random((len(self.augmentation.views), NUMBERS))
+    def _uniform(self, draw: Draw) -> Float[np.ndarray, "b v numbers"]:
+        out = np.empty((len(draw.numbers), len(self.augmentation.views), NUMBERS))
+        for image, number in zip(out, draw.numbers, strict=True):
+            generator(self.seed, Stream.VIEWS, draw.epoch, int(number)).random(out=image)
+        return out
 
 
 def _cropped(images: Sequence[Tensor], group: Group, boxes: Boxes) -> UInt8[Tensor, "v b 3 s s"]:

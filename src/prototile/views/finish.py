@@ -6,6 +6,7 @@ operation, which makes its images one contiguous run, and each operation is appl
 Axes: n images, h w pixels.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
@@ -14,6 +15,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from prototile.precision import no_autocast
 from prototile.views import colour
 from prototile.views.blur import blur_
 from prototile.views.draws import (
@@ -46,6 +48,7 @@ _CHUNK_BYTES_ELSEWHERE = 2**28
 
 
 @torch.no_grad()
+@no_autocast
 def finish(
     images: UInt8[Tensor, "n 3 h w"], looks: Looks, normalization: Normalization, method: Colour = "exact"
 ) -> Float[Tensor, "n 3 h w"]:
@@ -53,7 +56,7 @@ def finish(
     out = torch.empty(images.shape, device=images.device)
     mean, std = (torch.tensor(x, device=images.device).view(3, 1, 1) for x in (normalization.mean, normalization.std))
     chunk_bytes = _CHUNK_BYTES.get(images.device.type, _CHUNK_BYTES_ELSEWHERE)
-    step = max(1, chunk_bytes // (4 * images[0].numel()))
+    step = max(1, chunk_bytes // (4 * math.prod(images.shape[1:])))
     for start in range(0, len(images), step):
         rows = slice(start, start + step)
         x = images[rows].float().div_(255)

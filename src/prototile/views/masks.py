@@ -103,7 +103,9 @@ class RandomDrop(Masks):
 
     def __call__(self, views: int, grid: int, draw: Draw, generators: Generators) -> Hidden:
         kept = _kept(grid * grid, self.ratio)
-        noise = np.stack([rng.random((views, grid * grid)) for rng in generators.images], 1)
+        noise = np.empty((views, len(draw.numbers), grid * grid))
+        for b, rng in enumerate(generators.images):
+            noise[:, b] = rng.random((views, grid * grid))
         return Hidden(keep=noise.argsort(-1)[..., :kept])
 
 
@@ -125,7 +127,7 @@ class Blocks(Masks):
             for v in range(views):
                 ratio = rng.uniform(*self.ranges[rng.integers(len(self.ranges))])
                 _mask_blocks(mask[v, b], ratio * grid * grid, (grid // 3) ** 2, rng)
-        return Hidden(mask=mask.reshape(*mask.shape[:2], -1))
+        return Hidden(mask=mask.reshape(*mask.shape[:2], grid * grid))
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ class SpreadBlocks(Masks):
                 if (place := places[v, row]) < masked:
                     ratio = rng.uniform(edges[place], edges[place + 1])
                     _mask_blocks(mask[v, b], int(ratio * grid * grid), 4, rng, grid * grid // 2)
-        return Hidden(mask=mask.reshape(*mask.shape[:2], -1))
+        return Hidden(mask=mask.reshape(*mask.shape[:2], grid * grid))
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,7 @@ class FixedBlocks(Masks):
                 patches = mask[v, b].reshape(-1)
                 free = np.flatnonzero(~patches)
                 patches[rng.choice(free, count - (len(patches) - len(free)), replace=False)] = True
-        return Hidden(mask=mask.reshape(*mask.shape[:2], -1))
+        return Hidden(mask=mask.reshape(*mask.shape[:2], grid * grid))
 
 
 def _mask_blocks(

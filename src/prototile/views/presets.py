@@ -9,7 +9,7 @@
     swav         2 x 224; 6 x 96                                       https://arxiv.org/abs/2006.09882
     dino         2 x 224; 8 x 96 (DINO-vMF and EsViT likewise)         https://arxiv.org/abs/2104.14294
     ibot         2 x 224 with block masks; 10 x 96                     https://arxiv.org/abs/2111.07832
-    dinov2       2 x 224 with masks in half of them; 8 x 98            https://arxiv.org/abs/2304.07193
+    dinov2       2 x 224 with masks in half of them; 8 x 96            https://arxiv.org/abs/2304.07193
     msn          1 x 224 target; 1 x 224 with dropped patches; 10 x 96 https://arxiv.org/abs/2204.07141
     pmsn         as msn                                                https://arxiv.org/abs/2210.07277
     pmsn_toy     1 x 32 target; 1 x 32 with dropped patches            the same, section 5.1
