@@ -26,10 +26,11 @@ format: .venv/.stamp ## Format, and fix what can be fixed
 demo: .venv/.stamp ## Run the example
 	.venv/bin/python examples/marginals.py
 
-bench: .venv-bench/.stamp ## Run the benchmark, beside other libraries
+bench: .venv-bench/.stamp ## Run the benchmarks, beside other libraries
 	.venv-bench/bin/python benchmarks/assignments.py
+	.venv-bench/bin/python benchmarks/views.py
 
-gpu: ## Run the GPU tests and the benchmark, with the machine's own torch if it sees a GPU
+gpu: ## Run the GPU tests and the benchmarks, with the machine's own torch if it sees a GPU
 	scripts/gpu
 
 clean: ## Remove all that make made

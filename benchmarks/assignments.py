@@ -6,17 +6,14 @@
     python benchmarks/assignments.py --report        the tables anew, from the numbers there are
 
 Results go to benchmarks/results; those of a partial or quick run, which are not for keeping, to a temporary folder.
-Modules: `measure` the method, `inputs` the data, `rivals`, `tasks` ours beside them, `goals`, `report`.
+Modules: `measure` the method, `inputs` the data, `rivals`, `tasks` ours beside them, `goals`, `report`, `command`.
 """
 
-import argparse
-import json
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
 
+import command
 import goals
 import report
 from inputs import Case
@@ -45,7 +42,6 @@ CASES = (
     Case("nearest", 65536),
 )
 ACCURACY = Case("accuracy", 4096, images=8, teacher_views=2, student_views=12)
-RESULTS = Path(__file__).parent / "results"
 LIMIT = 40.0  # seconds per case, unless the least number of repetitions takes longer
 
 
@@ -89,29 +85,8 @@ def run(only: list[str] | None, device: torch.device, *, quick: bool) -> dict[st
     found["cases"] = {case.name: measure_case(case, device, quick=quick) for case in CASES if wanted(case)}
     small = ACCURACY.reduced() if quick else ACCURACY
     found["accuracy"] = accuracy(small, device) if wanted(ACCURACY) else []
-    return found | {"goals": goals.judge(found)}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="only cases whose names contain one of these words")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="the folder for the results")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--report", action="store_true", help="measure nothing; write the tables of the results again")
-    options = parser.parse_args()
-
-    stem = "assignments" if options.device == "cpu" else f"assignments-{options.device}"
-    if options.report:
-        folder = options.out or RESULTS
-        found = json.loads((folder / f"{stem}.json").read_text())
-    else:
-        partial = options.quick or options.only
-        folder = options.out or (Path(tempfile.mkdtemp(prefix="benchmarks-")) if partial else RESULTS)
-        found = run(options.only, torch.device(options.device), quick=options.quick)
-    report.save(found, folder, stem)
-    print(f"{stem}.json and {stem}.md are in {folder}")
+    return found | {"goals": goals.assignments(found)}
 
 
 if __name__ == "__main__":
-    main()
+    command.main(__doc__ or "", "assignments", run, report.assignments)

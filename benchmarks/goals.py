@@ -18,10 +18,11 @@ SINKHORN = "sinkhorn N=512 K=65536"
 SWAV = ("swav 2x2 B=256 K=8192", "swav 2x2 B=256 K=65536")
 KOLEO = ("koleo K=16384", "koleo K=65536")
 NEAREST = ("nearest K=16384", "nearest K=65536")
+PHOTOGRAPHS = "500 x 375"
 
 
 class Results:
-    """Numbers of a run by case and contestant; a KeyError where something was not measured."""
+    """Numbers of a run of `assignments` by case and contestant; a KeyError where something was not measured."""
 
     def __init__(self, run: dict[str, Any]):
         self._cases, self._accuracy = run["cases"], run["accuracy"]
@@ -48,12 +49,14 @@ class Results:
 
 @dataclass(frozen=True)
 class Goal:
+    """What is wanted of a value of a benchmark's results."""
+
     text: str
     relation: Literal["<=", ">=", "<"]
     bound: float
-    value: Callable[[Results], float]
+    value: Callable[[Any], float]
 
-    def judge(self, results: Results) -> dict[str, Any]:
+    def judge(self, results: Any) -> dict[str, Any]:
         """The goal with the run's value; both `value` and `met` are None where the run lacks a number."""
         try:
             value = self.value(results)
@@ -72,7 +75,7 @@ def _least(cases: tuple[str, ...], value: Callable[[str], float]) -> float:
     return min(value(case) for case in cases)
 
 
-GOALS = (
+ASSIGNMENTS = (
     Goal(
         "direct / GEMM only, time, 2x12 views, K 8k-65k, worst",
         "<=",
@@ -154,6 +157,28 @@ GOALS = (
 )
 
 
-def judge(run: dict[str, Any]) -> list[dict[str, Any]]:
-    """All goals; they are for a CPU."""
-    return [goal.judge(Results(run)) for goal in GOALS] if run["device"] == "cpu" else []
+def _faster(ours: str) -> Callable[[dict[str, Any]], float]:
+    """Images per second of ours over lightly's, from photographs of usual size."""
+
+    def value(run: dict[str, Any]) -> float:
+        rates = run["cases"][PHOTOGRAPHS]["contestants"]
+        return rates[ours]["images_per_second"] / rates["lightly"]["images_per_second"]
+
+    return value
+
+
+VIEWS = (
+    Goal(f"exact / lightly DINOTransform, images per second, {PHOTOGRAPHS}", ">=", 3, _faster("exact")),
+    Goal(f"linear / lightly DINOTransform, images per second, {PHOTOGRAPHS}", ">=", 4, _faster("linear")),
+    Goal(f"crops only / lightly DINOTransform, images per second, {PHOTOGRAPHS}", ">=", 7, _faster("crops only")),
+)
+
+
+def assignments(run: dict[str, Any]) -> list[dict[str, Any]]:
+    """All goals of the benchmark of assignments; they are for a CPU."""
+    return [goal.judge(Results(run)) for goal in ASSIGNMENTS] if run["device"] == "cpu" else []
+
+
+def views(run: dict[str, Any]) -> list[dict[str, Any]]:
+    """All goals of the benchmark of views."""
+    return [goal.judge(run) for goal in VIEWS]

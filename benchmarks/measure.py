@@ -130,7 +130,7 @@ def compare(contest: Contest, meter: Meter, *, limit: float) -> dict[str, dict[s
             reference = value if reference is None else reference
             results[name] |= _agreement(value, reference, contest.tolerances.get(name, 1e-4))
     calls = {name: call for name, call in contest.contestants.items() if "error" not in results[name]}
-    for name, seconds in _in_turns(contest, calls, meter, limit).items():
+    for name, seconds in in_turns(calls, meter, limit, contest.clear).items():
         results[name] |= {
             "seconds": min(seconds),
             "median_seconds": statistics.median(seconds),
@@ -156,14 +156,15 @@ def _agreement(value: Tensor, reference: Tensor, tolerance: float) -> dict[str, 
     return {"deviation": deviation, "tolerance": tolerance, "agrees": deviation <= tolerance}
 
 
-def _in_turns(
-    contest: Contest, calls: dict[str, Callable[[], Any]], meter: Meter, limit: float
+def in_turns(
+    calls: dict[str, Callable[[], Any]], meter: Meter, limit: float, prepare: Callable[[], Any] = lambda: None
 ) -> dict[str, list[float]]:
+    """The seconds of every call in every round, within about `limit` seconds, or the least number of rounds."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     started, rounds = time.perf_counter(), 0
     while calls and rounds < MOST_REPETITIONS:
         for name, call in calls.items():
-            contest.clear()
+            prepare()
             seconds[name].append(meter.seconds(call))
         rounds += 1
         if rounds >= LEAST_REPETITIONS and (time.perf_counter() - started) * (rounds + 1) / rounds > limit:
@@ -179,8 +180,8 @@ def _status_bytes(key: str) -> int:
 
 
 # --------------------------------------------------------------------------------------------------- machine
-def machine(device: torch.device) -> dict[str, Any]:
-    """What the numbers depend on, and nothing that tells whose machine it was."""
+def machine(device: torch.device, packages: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What the numbers depend on, these packages included, and nothing that tells whose machine it was."""
     found = {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
@@ -192,7 +193,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
     if device.type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(device)
-    return found | {package: _version(package) for package in ("torch", "lightly", "prototile")}
+    return found | {package: _version(package) for package in ("torch", *packages, "lightly", "prototile")}
 
 
 def _cpu_model() -> str:

@@ -1,9 +1,14 @@
-"""A run as readable tables (Markdown), and as files."""
+"""A run as readable tables (Markdown), and as files.
+
+save                  both files
+assignments, views    the text of each benchmark
+table                 rows of cells
+"""
 
 import json
 import os
 from collections.abc import Iterable, Iterator
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +25,11 @@ TITLES = {
 }
 
 
-def save(run: dict[str, Any], folder: Path, stem: str) -> None:
+def save(run: dict[str, Any], text: str, folder: Path, stem: str) -> None:
     """Both files, each complete or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     _replace(folder / f"{stem}.json", json.dumps(run, indent=1) + "\n")
-    _replace(folder / f"{stem}.md", markdown(run))
+    _replace(folder / f"{stem}.md", text)
 
 
 def _replace(path: Path, text: str) -> None:
@@ -33,13 +38,19 @@ def _replace(path: Path, text: str) -> None:
     unfinished.replace(path)
 
 
-def markdown(run: dict[str, Any]) -> str:
-    return "\n".join([*_introduction(run), *_goals(run["goals"]), *_cases(run["cases"]), *_accuracy(run["accuracy"])])
+def assignments(run: dict[str, Any]) -> str:
+    parts = _introduction("Assignments", run), _goals(run["goals"]), _cases(run["cases"]), _accuracy(run["accuracy"])
+    return "\n".join(chain(*parts))
 
 
-def _introduction(run: dict[str, Any]) -> Iterator[str]:
-    yield f"# Assignments, measured on the {run['device'].upper()}\n"
-    yield "Written by `benchmarks/assignments.py` from the JSON file beside it.\n"
+def views(run: dict[str, Any]) -> str:
+    parts = _introduction("Views", run), _goals(run["goals"]), _rates(run["cases"]), _about(run["about"])
+    return "\n".join(chain(*parts))
+
+
+def _introduction(title: str, run: dict[str, Any]) -> Iterator[str]:
+    yield f"# {title}, measured on the {run['device'].upper()}\n"
+    yield f"Written by `benchmarks/{title.lower()}.py` from the JSON file beside it.\n"
     if run["quick"]:
         yield "**A quick run: sizes are a fraction of those named, and no number here means anything.**\n"
     yield from (f"* {name}: {value}" for name, value in run["machine"].items())
@@ -54,7 +65,7 @@ def _goals(goals: list[dict[str, Any]]) -> Iterator[str]:
     yield f"## Goals: {met} of {len(goals)} met\n"
     words = {True: "yes", False: "**no**", None: "not measured"}
     rows = ((g["goal"], f"{g['relation']} {g['bound']:g}", _number(g["value"]), words[g["met"]]) for g in goals)
-    yield from _table(("goal", "wanted", "value", "met"), rows)
+    yield from table(("goal", "wanted", "value", "met"), rows)
 
 
 def _cases(cases: dict[str, Any]) -> Iterator[str]:
@@ -64,7 +75,7 @@ def _cases(cases: dict[str, Any]) -> Iterator[str]:
             notes = "".join(f"; {note}" for note in case["notes"])
             yield f"**{name}** (dW {case['dw_mb']:.0f} MB{notes})\n"
             header = ("contestant", "time, s", "/ GEMM", "/ ours", "peak, MB", "beyond dW, MB", "deviation")
-            yield from _table(header, _contestants(case["contestants"]))
+            yield from table(header, _contestants(case["contestants"]))
 
 
 def _contestants(contestants: dict[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -91,7 +102,32 @@ def _accuracy(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield "## Accuracy: relative errors against the naive formula in float64\n"
     columns = ("data", "contestant", "dtype", "loss", "dz", "dw")
     cells = (tuple(_cell(row[column]) for column in columns) for row in rows)
-    yield from _table(("data", "contestant", "dtype", "loss", "dz", "dW"), cells)
+    yield from table(("data", "contestant", "dtype", "loss", "dz", "dW"), cells)
+
+
+def _rates(cases: dict[str, Any]) -> Iterator[str]:
+    for name, case in cases.items():
+        yield f"## {name}\n"
+        yield f"{case['note']}\n"
+        rival = case["contestants"].get("lightly", {}).get("images_per_second")
+        yield from table(
+            ("contestant", "images / s", "over the rounds", "ms / image", "/ lightly"),
+            (_rate(name, result, rival) for name, result in case["contestants"].items()),
+        )
+
+
+def _rate(name: str, result: dict[str, Any], rival: float | None) -> tuple[str, ...]:
+    if "error" in result:
+        return name, f"failed: {result['error']}", "", "", ""
+    rate = result["images_per_second"]
+    spread = " - ".join(_number(bound(result["rounds"])) for bound in (min, max))
+    return name, _number(rate), spread, _number(1e3 / rate), _number(rate / rival if rival else None)
+
+
+def _about(contestants: dict[str, str]) -> Iterator[str]:
+    yield "## The contestants\n"
+    yield from (f"* **{name}**: {text}" for name, text in contestants.items())
+    yield ""
 
 
 def _cell(value: str | float) -> str:
@@ -105,7 +141,7 @@ def _number(value: float | None) -> str:
     return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
-def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
+def table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
     for cells in (header, ("---",) * len(header), *rows):
         yield f"| {' | '.join(cells)} |"
     yield ""

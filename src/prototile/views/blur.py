@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-_BLOCK = 32  # pixels that one block of the band gives from _BLOCK + 2 * radius
+_BLOCK = 16  # pixels that one block of the band gives from _BLOCK + 2 * radius
 _DEVIATIONS = 4  # what lies further out weighs less than 1e-4
 
 
@@ -38,7 +38,6 @@ def _band(sigma: Float[Tensor, " n"], radius: int) -> Float[Tensor, "n block win
     kernel = (-0.5 * (offset / sigma[:, None]) ** 2).exp()
     # each ends where it would alone, whatever the others' radius
     kernel = kernel * (offset.abs() <= (_DEVIATIONS * sigma[:, None]).ceil())
-    kernel *= offset.abs() <= (_DEVIATIONS * sigma).ceil().clamp_min(1)[:, None]  # whatever else is in the batch
     kernel = kernel / kernel.sum(1, keepdim=True)
     window = _BLOCK + 2 * radius
     sheared = kernel.new_zeros(len(sigma), _BLOCK, window + 1)

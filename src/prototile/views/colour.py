@@ -12,19 +12,18 @@ On a CPU comparisons are numbers here, and multiplied: masks and `where` take te
 Axes: n images, h w pixels.
 """
 
-import math
-
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from prototile.views.draws import BRIGHTNESS, CONTRAST, GRAY, GRAY_SLOT, HUE, NOTHING, SATURATION, Looks
+from prototile.views.draws import BRIGHTNESS, CONTRAST, GRAY, GRAY_SLOT, HUE, SATURATION, SOLARIZE, Looks
 
 _LUMA = (0.2989, 0.587, 0.114)
 _SOLARIZE_FROM = 128 / 255
 _TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 _FROM_YIQ = np.linalg.inv(_TO_YIQ)
+_OPERATIONS = SOLARIZE + 2  # NOTHING counts, from the end
 
 
 def brightness_(x: Float[Tensor, "n 3 h w"], factor: Float[Tensor, "n 1 1 1"]) -> None:
@@ -33,14 +32,12 @@ def brightness_(x: Float[Tensor, "n 3 h w"], factor: Float[Tensor, "n 1 1 1"]) -
 
 def contrast_(x: Float[Tensor, "n 3 h w"], factor: Float[Tensor, "n 1 1 1"]) -> None:
     """Towards the luma of the image's mean, or away from it."""
-    mean = _luma(x.mean((2, 3), keepdim=True))
-    x.mul_(factor).add_(mean * (1 - factor)).clamp_(0, 1)
+    torch.lerp(_luma(x.mean((2, 3), keepdim=True)), x, factor, out=x).clamp_(0, 1)
 
 
 def saturation_(x: Float[Tensor, "n 3 h w"], factor: Float[Tensor, "n 1 1 1"]) -> None:
     """Towards each pixel's luma, or away from it."""
-    luma = _luma(x)
-    x.mul_(factor).add_(luma.mul_(1 - factor)).clamp_(0, 1)
+    torch.lerp(_luma(x), x, factor, out=x).clamp_(0, 1)
 
 
 def hue_(x: Float[Tensor, "n 3 h w"], turns: Float[Tensor, "n 1 1 1"]) -> None:
@@ -75,8 +72,7 @@ def solarize_(x: Float[Tensor, "n 3 h w"]) -> None:
 def linear_jitter_(x: Float[Tensor, "n 3 h w"], looks: Looks) -> None:
     """Jitter and grey of every image, as one matrix each."""
     means = x.mean((2, 3)).cpu().numpy().astype(np.float64)
-    maps = [_composed(*row) for row in zip(looks.order[:, : GRAY_SLOT + 1], looks.factors, means, strict=True)]
-    matrix, shift = (torch.from_numpy(np.stack(part)).to(x) for part in zip(*maps, strict=True))
+    matrix, shift = (torch.from_numpy(part).to(x) for part in _composed(looks, means))
     x.copy_(torch.baddbmm(shift.unsqueeze(2), matrix, x.flatten(2)).clamp_(0, 1).view_as(x))
 
 
@@ -86,29 +82,32 @@ def _luma(x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 1 h w"]:
 
 
 def _composed(
-    order: Int[np.ndarray, " slots"], factors: Float[np.ndarray, " factors"], mean: Float[np.ndarray, " 3"]
-) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, " 3"]]:
-    """The affine map that the operations make; contrast needs the image's mean, which is mapped along."""
-    matrix, shift = np.eye(3), np.zeros(3)
-    for operation in order[order != NOTHING]:
-        step, offset = _affine(int(operation), factors, matrix @ mean + shift)
-        matrix, shift = step @ matrix, step @ shift + offset
+    looks: Looks, means: Float[np.ndarray, "n 3"]
+) -> tuple[Float[np.ndarray, "n 3 3"], Float[np.ndarray, "n 3"]]:
+    """The affine maps that the operations make; contrast needs the image's mean, which is mapped along."""
+    steps = _matrices(looks.factors)
+    luma, rows = np.array(_LUMA), np.arange(len(means))
+    matrix, shift = np.broadcast_to(np.eye(3), (len(means), 3, 3)), np.zeros_like(means)
+    for operation in looks.order[:, : GRAY_SLOT + 1].T:
+        step = steps[rows, operation]
+        mean = (matrix @ means[..., None])[..., 0] + shift
+        offset = np.where(operation == CONTRAST, (1 - looks.factors[:, CONTRAST]) * (mean @ luma), 0.0)
+        matrix, shift = step @ matrix, (step @ shift[..., None])[..., 0] + offset[:, None]
     return matrix, shift
 
 
-def _affine(
-    operation: int, factors: Float[np.ndarray, " factors"], mean: Float[np.ndarray, " 3"]
-) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, " 3"] | float]:
-    luma = np.tile(_LUMA, (3, 1))
-    if operation == GRAY:
-        return luma, 0.0
-    factor = float(factors[operation])
-    if operation == BRIGHTNESS:
-        return factor * np.eye(3), 0.0
-    if operation == CONTRAST:
-        return factor * np.eye(3), (1 - factor) * (luma @ mean)
-    if operation == SATURATION:
-        return factor * np.eye(3) + (1 - factor) * luma, 0.0
-    assert operation == HUE
-    cos, sin = math.cos(2 * math.pi * factor), math.sin(2 * math.pi * factor)
-    return _FROM_YIQ @ np.array([[1, 0, 0], [0, cos, sin], [0, -sin, cos]]) @ _TO_YIQ, 0.0
+def _matrices(factors: Float[np.ndarray, "n factors"]) -> Float[np.ndarray, "n operations 3 3"]:
+    """The linear part of every operation, by its number; NOTHING, the last, is the identity."""
+    luma, identity = np.tile(_LUMA, (3, 1)), np.eye(3)
+    matrices = np.tile(identity, (len(factors), _OPERATIONS, 1, 1))
+    scale = factors[:, :, None, None].astype(np.float64)
+    matrices[:, BRIGHTNESS] = scale[:, BRIGHTNESS] * identity
+    matrices[:, CONTRAST] = scale[:, CONTRAST] * identity
+    matrices[:, SATURATION] = scale[:, SATURATION] * identity + (1 - scale[:, SATURATION]) * luma
+    matrices[:, GRAY] = luma
+    turn = np.tile(identity, (len(factors), 1, 1))
+    turn[:, 1, 1] = turn[:, 2, 2] = np.cos(2 * np.pi * factors[:, HUE])
+    turn[:, 1, 2] = np.sin(2 * np.pi * factors[:, HUE])
+    turn[:, 2, 1] = -turn[:, 1, 2]
+    matrices[:, HUE] = _FROM_YIQ @ turn @ _TO_YIQ
+    return matrices

@@ -7,7 +7,7 @@ Axes: n images, h w pixels.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -42,9 +42,11 @@ _WITH_FACTOR: dict[int, Callable[[Tensor, Tensor], None]] = {
 }
 _WITHOUT: dict[int, Callable[[Tensor], None]] = {GRAY: colour.gray_, SOLARIZE: colour.solarize_}
 
-# Float images that are worked on at a time: what a core's cache holds; on a GPU, enough to keep it busy.
-_CHUNK_BYTES = {"cpu": 2**20}
+# Float images that are worked on at a time: about what a core's cache holds; on a GPU, enough to keep it busy.
+_CHUNK_BYTES = {"cpu": 2**21}
 _CHUNK_BYTES_ELSEWHERE = 2**28
+# Up to so many runs are taken as they lie: sorting moves all images of the chunk.
+_FEW_RUNS = 4
 
 
 @torch.no_grad()
@@ -53,45 +55,49 @@ def finish(
     images: UInt8[Tensor, "n 3 h w"], looks: Looks, normalization: Normalization, method: Colour = "exact"
 ) -> Float[Tensor, "n 3 h w"]:
     """Apply each image's operations and normalise, on the device of `images`."""
-    out = torch.empty(images.shape, device=images.device)
-    mean, std = (torch.tensor(x, device=images.device).view(3, 1, 1) for x in (normalization.mean, normalization.std))
-    chunk_bytes = _CHUNK_BYTES.get(images.device.type, _CHUNK_BYTES_ELSEWHERE)
-    step = max(1, chunk_bytes // (4 * math.prod(images.shape[1:])))
+    device = images.device
+    out = torch.empty(images.shape, device=device)
+    mean, std = (torch.tensor(x, device=device).view(3, 1, 1) for x in (normalization.mean, normalization.std))
+    scale, shift = 1 / std, mean / std
+    step = max(1, _CHUNK_BYTES.get(device.type, _CHUNK_BYTES_ELSEWHERE) // (4 * math.prod(images.shape[1:])))
     for start in range(0, len(images), step):
         rows = slice(start, start + step)
-        x = images[rows].float().div_(255)
-        x = _operated(x, looks[rows], method)
-        torch.sub(x, mean, out=out[rows]).div_(std)
+        x, place = _operated(images[rows].float().mul_(1 / 255), looks[rows], method)
+        if (place[1:] > place[:-1]).all():
+            torch.mul(x, scale, out=out[rows]).sub_(shift)
+        else:
+            back = torch.from_numpy(place.argsort()).to(device)
+            torch.index_select(x.mul_(scale).sub_(shift), 0, back, out=out[rows])
     return out
 
 
-def _operated(x: Float[Tensor, "n 3 h w"], looks: Looks, method: Colour) -> Float[Tensor, "n 3 h w"]:
+def _operated(
+    x: Float[Tensor, "n 3 h w"], looks: Looks, method: Colour
+) -> tuple[Float[Tensor, "n 3 h w"], Int[np.ndarray, " n"]]:
+    """The images after their operations, and which image lies where."""
     first = 0
     if method == "linear":
         colour.linear_jitter_(x, looks)
         first = BLUR_SLOT
-    place = np.arange(len(x))  # which image lies where
+    place = np.arange(len(x))
     for slot in range(first, SLOTS):
         operations = looks.order[place, slot]
-        if (operations == NOTHING).all():
-            continue
-        if (operations[1:] < operations[:-1]).any():
+        runs = _runs(operations)
+        if len(runs) > _FEW_RUNS:
             by = operations.argsort(kind="stable")
-            x = x.index_select(0, torch.from_numpy(by).to(x.device))
-            place, operations = place[by], operations[by]
-        for operation, run in _runs(operations):
+            x, place = x.index_select(0, torch.from_numpy(by).to(x.device)), place[by]
+            runs = _runs(operations[by])
+        for operation, run in runs:
             if operation in _WITH_FACTOR:
                 factor = torch.from_numpy(looks.factors[place[run], operation]).to(x.device)
                 _WITH_FACTOR[operation](x[run], factor.view(-1, 1, 1, 1))
-            elif operation != NOTHING:
+            else:
                 _WITHOUT[operation](x[run])
-    if (place[1:] < place[:-1]).any():
-        x = x.index_select(0, torch.from_numpy(place.argsort()).to(x.device))
-    return x
+    return x, place
 
 
-def _runs(values: Int[np.ndarray, " n"]) -> Iterator[tuple[int, slice]]:
-    """Each value of a sorted array with the slice where it stands."""
-    edges = [0, *(np.flatnonzero(np.diff(values)) + 1).tolist(), len(values)]
-    for start, stop in pairwise(edges):
-        yield int(values[start]), slice(start, stop)
+def _runs(operations: Int[np.ndarray, " n"]) -> list[tuple[int, slice]]:
+    """Where neighbours have the same operation: it, and which they are."""
+    edges = [0, *(np.flatnonzero(operations[1:] != operations[:-1]) + 1).tolist(), len(operations)]
+    runs = ((int(operations[start]), slice(start, stop)) for start, stop in pairwise(edges) if start < stop)
+    return [run for run in runs if run[0] != NOTHING]

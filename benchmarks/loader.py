@@ -1,0 +1,129 @@
+"""Any data through the loader: one epoch of DINO's views, what came out of it, and how fast.
+
+    python benchmarks/loader.py digits photos=folder:/data/photos cifar=cifar10:/data train=/data/train-{000..009}.tar
+
+Each argument is a data set as `prototile.data.open_data` takes it, with a name for the table before it. Images of up to
+64 pixels get the views for small images. Nothing consumes the batches: the loader does nothing but work.
+"""
+
+import argparse
+import statistics
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import report
+from measure import machine
+from prototile.data import Loader, Shards, Source, default_workers, open_data
+from prototile.data.images import decode
+from prototile.data.shards import Part, read
+from prototile.views import Augmentation, small
+from prototile.views.presets import dino
+
+RESULTS = Path(__file__).parent / "results"
+SAMPLE = 100  # images whose size is looked at
+BATCH = 32
+METHOD = {
+    "what": (
+        f"A whole epoch in batches of {BATCH}, with floats made by the workers, after a first batch for which these "
+        "are started. Images per second by the wall clock, of all workers together. `seen` are the images that came, "
+        "each once; what is missing is the last, incomplete batch, or bad. Mean and deviation are those of the first "
+        "group's normalised pixels."
+    )
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    name: str
+    data: Source | Shards
+    augmentation: Augmentation
+    views: str
+
+
+def job(argument: str) -> Job:
+    name, _, spec = argument.rpartition("=")
+    data = open_data(spec)
+    side = statistics.median(min(image.shape[1:]) for image in _first_images(data))
+    if side > 64:
+        return Job(name or spec, data, dino(local_views=10), "2 x 224 + 10 x 96")
+    return Job(name or spec, data, small(dino(local_views=4)), "2 x 32 + 4 x 16")
+
+
+def _first_images(data: Source | Shards) -> list[torch.Tensor]:
+    if isinstance(data, Source):
+        return [data.image(index) for index in range(min(SAMPLE, len(data)))]
+    _, samples = next(read(data, Part(0, 0, min(SAMPLE, data.num_images))))
+    return [decode(sample.data) for sample in samples]
+
+
+def epoch(job: Job) -> dict[str, Any]:
+    """One epoch, looked at: are all images there, once, and what do pixels and labels look like?"""
+    loader = Loader(job.data, job.augmentation, BATCH)
+    next(iter(loader))
+    seen, labels, means, deviations = [], set(), [], []
+    for batch in loader:
+        images = batch.views[0].images
+        seen += batch.indices.tolist()
+        labels |= set() if batch.labels is None else set(batch.labels.flatten().tolist())
+        means.append(images.mean().item())
+        deviations.append(images.std().item())
+    assert len(seen) == len(set(seen)) + len(loader.bad), "an image came twice"
+    return {
+        "images": len(job.data) if isinstance(job.data, Source) else job.data.num_images,
+        "views": job.views,
+        "classes": len(labels),
+        "seen": len(set(seen)),
+        "bad": dict(loader.bad.reasons),
+        "mean": statistics.mean(means),
+        "std": statistics.mean(deviations),
+        "images_per_second": loader.waiting.images / loader.waiting.total,
+    }
+
+
+def markdown(run: dict[str, Any]) -> str:
+    lines = ["# Data through the loader\n", "Written by `benchmarks/loader.py` from the JSON file beside it.\n"]
+    lines += [f"* {name}: {value}" for name, value in run["machine"].items()]
+    lines += ["", *run["method"].values(), ""]
+    header = ("data", "images", "classes", "views", "seen", "bad", "mean", "std", "images / s")
+    rows = (
+        (
+            name,
+            f"{x['images']:,}",
+            str(x["classes"] or ""),
+            x["views"],
+            f"{x['seen']:,}",
+            str(len(x["bad"])),
+            f"{x['mean']:.3f}",
+            f"{x['std']:.3f}",
+            f"{x['images_per_second']:,.0f}",
+        )
+        for name, x in run["data"].items()
+    )
+    return "\n".join([*lines, *report.table(header, rows)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("data", nargs="+", metavar="[NAME=]DATA")
+    parser.add_argument("--keep", action="store_true", help="write to benchmarks/results, not to a temporary folder")
+    options = parser.parse_args()
+    folder = RESULTS if options.keep else Path(tempfile.mkdtemp(prefix="benchmarks-"))
+    run: dict[str, Any] = {
+        "machine": machine(torch.device("cpu"), ("torchvision", "pillow")) | {"workers": default_workers()},
+        "method": METHOD,
+        "data": {},
+    }
+    for argument in options.data:
+        each = job(argument)
+        run["data"][each.name] = epoch(each)
+        print(each.name, run["data"][each.name], flush=True)
+    report.save(run, markdown(run), folder, "loader")
+    print(f"loader.json and loader.md are in {folder}")
+
+
+if __name__ == "__main__":
+    main()
