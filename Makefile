@@ -23,8 +23,9 @@ format: .venv/.stamp ## Format, and fix what can be fixed
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
 
-demo: .venv/.stamp ## Run the example
+demo: .venv/.stamp ## Run the examples
 	.venv/bin/python examples/marginals.py
+	.venv/bin/python examples/views.py --out build/views.png
 
 bench: .venv-bench/.stamp ## Run the benchmarks, beside other libraries
 	.venv-bench/bin/python benchmarks/assignments.py

@@ -53,6 +53,7 @@ def main() -> None:
     batch = next(iter(Loader(source, augmentation, min(options.images, len(source)), workers=0)))
     picture = montage([pixels(views.images, augmentation) for views in batch.views])
     enlarged = (255 * picture).byte().repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(enlarged.permute(1, 2, 0).numpy()).save(options.out)
     print(f"{options.out}: images {batch.indices.tolist()} of the {len(source):,} in {options.source}")
 

@@ -1,10 +1,11 @@
-"""What the README shows runs as it stands, and so does the example."""
+"""What the README shows runs as it stands, and so do the examples."""
 
 import re
 import runpy
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from reference import read_cases
 
@@ -31,6 +32,14 @@ def test_the_readme_counts_the_reference_cases():
 
 
 @pytest.mark.slow
-def test_the_example_runs(capsys):
+def test_the_example_of_priors_runs(capsys):
     runpy.run_path(str(ROOT / "examples" / "marginals.py"), run_name="__main__")
     assert "power law, as the data" in capsys.readouterr().out
+
+
+def test_the_example_of_views_runs(capsys, monkeypatch, tmp_path):
+    out = tmp_path / "new" / "views.png"
+    monkeypatch.setattr("sys.argv", ["views.py", "-n", "3", "-o", str(out)])
+    runpy.run_path(str(ROOT / "examples" / "views.py"), run_name="__main__")
+    assert "of the 10,000 in digits" in capsys.readouterr().out
+    assert Image.open(out).size == (10 * 4 * 40, 3 * 4 * 40)
