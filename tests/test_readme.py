@@ -1,4 +1,4 @@
-"""What the README shows runs as it stands, and so do the examples."""
+"""What README and docs show runs as it stands, and so do the examples."""
 
 import re
 import runpy
@@ -12,17 +12,20 @@ from reference import read_cases
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_readmes_code_runs():
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+@pytest.mark.parametrize("page", ["README.md", "docs/data.md"])
+def test_the_code_on_a_page_runs(page):
+    """Block after block, as a reader would type them."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert blocks
+    names = {}
     for block in blocks:
-        exec(block, {})
+        exec(block, names)
 
 
-def test_the_readme_names_files_that_exist():
-    text = (ROOT / "README.md").read_text() + (ROOT / "CONTRIBUTING.md").read_text()
-    for name in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
-        assert (ROOT / name).exists(), name
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/data.md"])
+def test_a_page_names_files_that_exist(page):
+    for name in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / page).read_text()):
+        assert ((ROOT / page).parent / name).exists(), name
 
 
 def test_the_readme_counts_the_reference_cases():
@@ -42,4 +45,5 @@ def test_the_example_of_views_runs(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("sys.argv", ["views.py", "-n", "3", "-o", str(out)])
     runpy.run_path(str(ROOT / "examples" / "views.py"), run_name="__main__")
     assert "of the 10,000 in digits" in capsys.readouterr().out
-    assert Image.open(out).size == (10 * 4 * 40, 3 * 4 * 40)
+    with Image.open(out) as picture:
+        assert picture.size == (4 * (2 * 40 + 8 * 24), 4 * 3 * 40)

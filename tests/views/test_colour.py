@@ -178,7 +178,8 @@ def composed(pixels: np.ndarray, order: tuple[int, ...], values: np.ndarray, gra
 
 def linear(images: Tensor, looks: Looks) -> Tensor:
     x = images.clone()
-    colour.linear_jitter_(x, looks)
+    order, factors = torch.from_numpy(looks.order[:, : GRAY_SLOT + 1]), torch.from_numpy(looks.factors)
+    colour.linear_jitter_(x, order, factors)
     return x
 
 

@@ -14,10 +14,13 @@ _BLOCK = 16  # pixels that one block of the band gives from _BLOCK + 2 * radius
 _DEVIATIONS = 4  # what lies further out weighs less than 1e-4
 
 
-def blur_(x: Float[Tensor, "n c h w"], sigma: Float[Tensor, " n"]) -> None:
-    """Blur each image by a Gaussian of its `sigma`, in place; edges are reflected, as in torchvision's GaussianBlur."""
+def blur_(x: Float[Tensor, "n c h w"], sigma: Float[Tensor, " n"], widest: float) -> None:
+    """Blur each image by a Gaussian of its `sigma`, at most `widest`, in place.
+
+    Edges are reflected, as in torchvision's GaussianBlur.
+    """
     n, c, h, w = x.shape
-    radius = min(max(1, math.ceil(_DEVIATIONS * float(sigma.max()))), h - 1, w - 1)
+    radius = min(max(1, math.ceil(_DEVIATIONS * widest)), h - 1, w - 1)
     band = _band(sigma, radius)
     rows, columns = math.ceil(h / _BLOCK), math.ceil(w / _BLOCK)
     y = F.pad(x, (radius, radius, radius, radius), mode="reflect")

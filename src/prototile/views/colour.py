@@ -12,14 +12,17 @@ On a CPU comparisons are numbers here, and multiplied: masks and `where` take te
 Axes: n images, h w pixels.
 """
 
+import math
+
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from prototile.views.draws import BRIGHTNESS, CONTRAST, GRAY, GRAY_SLOT, HUE, SATURATION, SOLARIZE, Looks
+from prototile.views.draws import BRIGHTNESS, CONTRAST, GRAY, HUE, SATURATION, SOLARIZE
 
 _LUMA = (0.2989, 0.587, 0.114)
+_TO_LUMA = np.tile(_LUMA, (3, 1))
 _SOLARIZE_FROM = 128 / 255
 _TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 _FROM_YIQ = np.linalg.inv(_TO_YIQ)
@@ -69,11 +72,12 @@ def solarize_(x: Float[Tensor, "n 3 h w"]) -> None:
     x.add_(inverted.mul_(1 - 2 * x))
 
 
-def linear_jitter_(x: Float[Tensor, "n 3 h w"], looks: Looks) -> None:
+def linear_jitter_(
+    x: Float[Tensor, "n 3 h w"], order: Int[Tensor, "n slots"], factors: Float[Tensor, "n factors"]
+) -> None:
     """Jitter and grey of every image, as one matrix each."""
-    means = x.mean((2, 3)).cpu().numpy().astype(np.float64)
-    matrix, shift = (torch.from_numpy(part).to(x) for part in _composed(looks, means))
-    x.copy_(torch.baddbmm(shift.unsqueeze(2), matrix, x.flatten(2)).clamp_(0, 1).view_as(x))
+    matrix, shift = _composed(order.long(), factors.double(), x.mean((2, 3)).double())
+    x.copy_(torch.baddbmm(shift.to(x), matrix.to(x), x.flatten(2)).clamp_(0, 1).view_as(x))
 
 
 def _luma(x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 1 h w"]:
@@ -82,32 +86,33 @@ def _luma(x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 1 h w"]:
 
 
 def _composed(
-    looks: Looks, means: Float[np.ndarray, "n 3"]
-) -> tuple[Float[np.ndarray, "n 3 3"], Float[np.ndarray, "n 3"]]:
+    order: Int[Tensor, "n slots"], factors: Float[Tensor, "n factors"], means: Float[Tensor, "n 3"]
+) -> tuple[Float[Tensor, "n 3 3"], Float[Tensor, "n 3 1"]]:
     """The affine maps that the operations make; contrast needs the image's mean, which is mapped along."""
-    steps = _matrices(looks.factors)
-    luma, rows = np.array(_LUMA), np.arange(len(means))
-    matrix, shift = np.broadcast_to(np.eye(3), (len(means), 3, 3)), np.zeros_like(means)
-    for operation in looks.order[:, : GRAY_SLOT + 1].T:
+    steps = _matrices(factors)
+    luma, rows = means.new_tensor(_LUMA), torch.arange(len(means), device=means.device)
+    towards_mean = (1 - factors[:, CONTRAST]).view(-1, 1, 1)
+    matrix, shift = torch.eye(3).to(means).expand(len(means), 3, 3), torch.zeros_like(means).unsqueeze(2)
+    for operation in order.T:
         step = steps[rows, operation]
-        mean = (matrix @ means[..., None])[..., 0] + shift
-        offset = np.where(operation == CONTRAST, (1 - looks.factors[:, CONTRAST]) * (mean @ luma), 0.0)
-        matrix, shift = step @ matrix, (step @ shift[..., None])[..., 0] + offset[:, None]
+        mean_luma = luma @ (matrix @ means.unsqueeze(2) + shift)
+        offset = towards_mean * mean_luma.unsqueeze(2) * (operation == CONTRAST).view(-1, 1, 1)
+        matrix, shift = step @ matrix, step @ shift + offset
     return matrix, shift
 
 
-def _matrices(factors: Float[np.ndarray, "n factors"]) -> Float[np.ndarray, "n operations 3 3"]:
+def _matrices(factors: Float[Tensor, "n factors"]) -> Float[Tensor, "n operations 3 3"]:
     """The linear part of every operation, by its number; NOTHING, the last, is the identity."""
-    luma, identity = np.tile(_LUMA, (3, 1)), np.eye(3)
-    matrices = np.tile(identity, (len(factors), _OPERATIONS, 1, 1))
-    scale = factors[:, :, None, None].astype(np.float64)
+    luma, identity, to_yiq, from_yiq = (factors.new_tensor(x) for x in (_TO_LUMA, np.eye(3), _TO_YIQ, _FROM_YIQ))
+    scale = factors[:, :, None, None]
+    angle = 2 * math.pi * factors[:, HUE]
+    turn = identity.repeat(len(factors), 1, 1)
+    turn[:, 1, 1] = turn[:, 2, 2] = angle.cos()
+    turn[:, 1, 2], turn[:, 2, 1] = angle.sin(), -angle.sin()
+    matrices = identity.repeat(len(factors), _OPERATIONS, 1, 1)
     matrices[:, BRIGHTNESS] = scale[:, BRIGHTNESS] * identity
     matrices[:, CONTRAST] = scale[:, CONTRAST] * identity
-    matrices[:, SATURATION] = scale[:, SATURATION] * identity + (1 - scale[:, SATURATION]) * luma
+    matrices[:, SATURATION] = torch.lerp(luma, identity, scale[:, SATURATION])
+    matrices[:, HUE] = from_yiq @ turn @ to_yiq
     matrices[:, GRAY] = luma
-    turn = np.tile(identity, (len(factors), 1, 1))
-    turn[:, 1, 1] = turn[:, 2, 2] = np.cos(2 * np.pi * factors[:, HUE])
-    turn[:, 1, 2] = np.sin(2 * np.pi * factors[:, HUE])
-    turn[:, 2, 1] = -turn[:, 1, 2]
-    matrices[:, HUE] = _FROM_YIQ @ turn @ _TO_YIQ
     return matrices

@@ -18,19 +18,7 @@ from torch import Tensor
 from prototile.precision import no_autocast
 from prototile.views import colour
 from prototile.views.blur import blur_
-from prototile.views.draws import (
-    BLUR,
-    BLUR_SLOT,
-    BRIGHTNESS,
-    CONTRAST,
-    GRAY,
-    HUE,
-    NOTHING,
-    SATURATION,
-    SLOTS,
-    SOLARIZE,
-    Looks,
-)
+from prototile.views.draws import BLUR, BRIGHTNESS, CONTRAST, GRAY, GRAY_SLOT, HUE, NOTHING, SATURATION, SOLARIZE, Looks
 from prototile.views.spec import Colour, Normalization
 
 _WITH_FACTOR: dict[int, Callable[[Tensor, Tensor], None]] = {
@@ -38,7 +26,6 @@ _WITH_FACTOR: dict[int, Callable[[Tensor, Tensor], None]] = {
     CONTRAST: colour.contrast_,
     SATURATION: colour.saturation_,
     HUE: colour.hue_,
-    BLUR: lambda x, sigma: blur_(x, sigma.flatten()),
 }
 _WITHOUT: dict[int, Callable[[Tensor], None]] = {GRAY: colour.gray_, SOLARIZE: colour.solarize_}
 
@@ -66,34 +53,37 @@ def finish(
         if (place[1:] > place[:-1]).all():
             torch.mul(x, scale, out=out[rows]).sub_(shift)
         else:
-            back = torch.from_numpy(place.argsort()).to(device)
-            torch.index_select(x.mul_(scale).sub_(shift), 0, back, out=out[rows])
+            torch.index_select(x.mul_(scale).sub_(shift), 0, _there(place.argsort(), device), out=out[rows])
     return out
 
 
 def _operated(
     x: Float[Tensor, "n 3 h w"], looks: Looks, method: Colour
 ) -> tuple[Float[Tensor, "n 3 h w"], Int[np.ndarray, " n"]]:
-    """The images after their operations, and which image lies where."""
-    first = 0
+    """The images after their operations, and which image lies where. What to do is known here, without asking a GPU."""
+    order, place, factors = looks.order, np.arange(len(x)), _there(looks.factors, x.device)
     if method == "linear":
-        colour.linear_jitter_(x, looks)
-        first = BLUR_SLOT
-    place = np.arange(len(x))
-    for slot in range(first, SLOTS):
-        operations = looks.order[place, slot]
-        runs = _runs(operations)
+        colour.linear_jitter_(x, _there(order[:, : GRAY_SLOT + 1], x.device), factors)
+        order = order[:, GRAY_SLOT + 1 :]
+    for operations in order.T:
+        runs = _runs(operations[place])
         if len(runs) > _FEW_RUNS:
-            by = operations.argsort(kind="stable")
-            x, place = x.index_select(0, torch.from_numpy(by).to(x.device)), place[by]
-            runs = _runs(operations[by])
+            by = operations[place].argsort(kind="stable")
+            place, there = place[by], _there(by, x.device)
+            x, factors = x.index_select(0, there), factors.index_select(0, there)
+            runs = _runs(operations[place])
         for operation, run in runs:
-            if operation in _WITH_FACTOR:
-                factor = torch.from_numpy(looks.factors[place[run], operation]).to(x.device)
-                _WITH_FACTOR[operation](x[run], factor.view(-1, 1, 1, 1))
+            if operation == BLUR:
+                blur_(x[run], factors[run, BLUR], float(looks.factors[place[run], BLUR].max()))
+            elif operation in _WITH_FACTOR:
+                _WITH_FACTOR[operation](x[run], factors[run, operation].view(-1, 1, 1, 1))
             else:
                 _WITHOUT[operation](x[run])
     return x, place
+
+
+def _there(array: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(array).to(device, non_blocking=True)
 
 
 def _runs(operations: Int[np.ndarray, " n"]) -> list[tuple[int, slice]]:
