@@ -7,9 +7,13 @@ Each argument is a data set as `prototile.data.open_data` takes it, with a name 
 """
 
 import argparse
+import contextlib
+import re
 import statistics
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,7 @@ import torch
 
 import report
 from measure import machine
-from prototile.data import Loader, Shards, Source, default_workers, open_data
+from prototile.data import BadImage, Loader, Shards, Source, default_workers, open_data
 from prototile.data.images import decode
 from prototile.data.shards import Part, read
 from prototile.views import Augmentation, small
@@ -45,7 +49,7 @@ class Job:
 
 
 def job(argument: str) -> Job:
-    name, _, spec = argument.rpartition("=")
+    name, _, spec = argument.partition("=") if re.match("[^:/{]*=", argument) else ("", "", argument)
     data = open_data(spec)
     side = statistics.median(min(image.shape[1:]) for image in _first_images(data))
     if side > 64:
@@ -53,25 +57,31 @@ def job(argument: str) -> Job:
     return Job(name or spec, data, small(dino(local_views=4)), "2 x 32 + 4 x 16")
 
 
-def _first_images(data: Source | Shards) -> list[torch.Tensor]:
+def _first_images(data: Source | Shards) -> Iterator[torch.Tensor]:
+    """Those of the first images that can be read."""
     if isinstance(data, Source):
-        return [data.image(index) for index in range(min(SAMPLE, len(data)))]
-    _, samples = next(read(data, Part(0, 0, min(SAMPLE, data.num_images))))
-    return [decode(sample.data) for sample in samples]
+        reads = [partial(data.image, index) for index in range(min(SAMPLE, len(data)))]
+    else:
+        _, samples = next(read(data, Part(0, 0, min(SAMPLE, data.num_images))))
+        reads = [partial(decode, sample.data) for sample in samples]
+    for image in reads:
+        with contextlib.suppress(BadImage):
+            yield image()
 
 
 def epoch(job: Job) -> dict[str, Any]:
     """One epoch, looked at: are all images there, once, and what do pixels and labels look like?"""
     loader = Loader(job.data, job.augmentation, BATCH)
     next(iter(loader))
+    loader.bad.reasons.clear()
     seen, labels, means, deviations = [], set(), [], []
     for batch in loader:
         images = batch.views[0].images
         seen += batch.indices.tolist()
-        labels |= set() if batch.labels is None else set(batch.labels.flatten().tolist())
+        labels |= set() if batch.labels is None else set(batch.labels.flatten().tolist()) - {-1}
         means.append(images.mean().item())
         deviations.append(images.std().item())
-    assert len(seen) == len(set(seen)) + len(loader.bad), "an image came twice"
+    assert len(seen) - len(set(seen)) <= len(loader.bad), "an image came twice"
     return {
         "images": len(job.data) if isinstance(job.data, Source) else job.data.num_images,
         "views": job.views,

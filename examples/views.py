@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from prototile.data import Loader, open_source
+from prototile.data import BadImage, Loader, Source, open_source
 from prototile.views import Augmentation, preset, small
 
 GAP = 4  # white pixels around every view
@@ -39,16 +39,28 @@ def pixels(images: Tensor, augmentation: Augmentation) -> Tensor:
     return (images * std + mean).clamp(0, 1)
 
 
+def side(source: Source) -> int:
+    """The longer side of the first image that can be read."""
+    for index in range(len(source)):
+        try:
+            return max(source.image(index).shape)
+        except BadImage:
+            continue
+    raise SystemExit("none of the images can be read")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("source", nargs="?", default="digits", help="a folder or a data set (default: digits)")
     parser.add_argument("-n", "--images", type=int, default=6)
     parser.add_argument("-o", "--out", type=Path, default=Path("views.png"))
     options = parser.parse_args()
+    if options.images < 1:
+        parser.error("--images must be at least 1")
 
     source = open_source(options.source)
     augmentation, zoom = preset("dino"), 1
-    if max(source.image(0).shape) <= SMALL:
+    if side(source) <= SMALL:
         augmentation, zoom = small(augmentation), 4
     batch = next(iter(Loader(source, augmentation, min(options.images, len(source)), workers=0)))
     picture = montage([pixels(views.images, augmentation) for views in batch.views])

@@ -1,22 +1,26 @@
 """Loaders that spawned ranks and a killed process run for `data/test_loader.py`."""
 
 import json
+import multiprocessing
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 from prototile.data.loader import Loader
 from prototile.data.shards import open_shards
-from prototile.data.source import Arrays
+from prototile.data.source import Arrays, BadImage, Source
 from prototile.views import Augmentation, Blur, Group, Jitter, SharedDrop, SpreadBlocks, View
 
 IMAGES = 48
 TINY = View(16, (0.4, 1.0), jitter=Jitter(0.4, 0.4, 0.2, 0.1), gray=0.2, blur=Blur(0.5), solarize=0.2)
+PLAIN = Augmentation((Group((View(8, (1.0, 1.0), flip=0.0),)),))
 AUGMENTATION = Augmentation(
     (
         Group((TINY, TINY), SpreadBlocks(), 4),
@@ -30,15 +34,35 @@ def source() -> Arrays:
     return Arrays(images, np.arange(IMAGES) % 5, name="noise")
 
 
-def write_shards(folder: Path, sizes: tuple[int, ...] = (11, 1, 20, 16)) -> Path:
+class Damaged(Source):
+    """Images of one grey; those in `bad` cannot be read."""
+
+    def __init__(self, num_images: int, bad: tuple[int, ...]):
+        self.labels = np.arange(num_images)
+        self.classes = None
+        self._bad = bad
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> Tensor:
+        if index in self._bad:
+            raise BadImage("it is torn")
+        return torch.full((3, 8, 8), index, dtype=torch.uint8)
+
+    def id(self, index: int) -> str:
+        return f"{index}.jpg"
+
+
+def write_shards(folder: Path, labelled: Callable[[int], bool] = lambda number: True) -> Path:
     """Shards that hold the images of `source`, with their numbers as labels; the path of their index."""
-    images, number = source(), 0
+    sizes, images, number = (11, 1, 20, 16), source(), 0
     for shard, size in enumerate(sizes):
         with tarfile.open(folder / f"{shard:02}.tar", "w") as tar:
             for _ in range(size):
                 Image.fromarray(images.image(number).permute(1, 2, 0).numpy()).save(folder / "file.png")
                 (folder / "file.cls").write_text(str(number))
-                for ending in ("png", "cls"):
+                for ending in ("png", "cls") if labelled(number) else ("png",):
                     tar.add(folder / f"file.{ending}", f"{number:03}.{ending}")
                 number += 1
     index = folder / "index.json"
@@ -78,6 +102,12 @@ def contents(rank: int, world: int) -> list[list[Tensor]]:
     return [pixels(batch.views) for batch in loader("source", "")]
 
 
+def replaced(rank: int, world: int) -> list[list[int]]:
+    """This rank's images of every batch, where some are bad."""
+    batches = Loader(Damaged(40, (3, 17)), PLAIN, 8, workers=0)
+    return [batch.indices.tolist() for batch in batches]
+
+
 def odd_batch(rank: int, world: int) -> str:
     """What a batch is told that ranks cannot share."""
     try:
@@ -88,6 +118,9 @@ def odd_batch(rank: int, world: int) -> str:
 
 
 if __name__ == "__main__":  # writes each batch and the state after it, until it is killed
-    with open(sys.argv[3], "w") as log:
-        for seen in (batches := loader(sys.argv[1], sys.argv[2])):
+    kind, folder, out, *start_method = sys.argv[1:]
+    if start_method:
+        multiprocessing.set_start_method(start_method[0])
+    with open(out, "w") as log:
+        for seen in (batches := loader(kind, folder, workers=1 if start_method else 2)):
             print(json.dumps({"indices": seen.indices.tolist(), "state": batches.state_dict()}), file=log, flush=True)

@@ -17,7 +17,7 @@ def test_the_code_on_a_page_runs(page):
     """Block after block, as a reader would type them."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert blocks
-    names = {}
+    names = {"__name__": "__main__"}
     for block in blocks:
         exec(block, names)
 

@@ -1,4 +1,4 @@
-"""At least float32 inside losses, whatever the autocast."""
+"""At least float32 inside losses, whatever the autocast; and in products of pixels, whatever TF32."""
 
 import functools
 from collections.abc import Callable
@@ -39,6 +39,24 @@ def no_autocast(function: Callable[P, R]) -> Callable[P, R]:
     def exact(*args: P.args, **kwargs: P.kwargs) -> R:
         with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
             return function(*args, **kwargs)
+
+    return exact
+
+
+def no_tf32(function: Callable[P, R]) -> Callable[P, R]:
+    """The function with its float32 products computed in float32, whatever the user allows elsewhere."""
+
+    @functools.wraps(function)
+    def exact(*args: P.args, **kwargs: P.kwargs) -> R:
+        backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+        allowed = [backend.fp32_precision for backend in backends]
+        try:
+            for backend in backends:
+                backend.fp32_precision = "ieee"
+            return function(*args, **kwargs)
+        finally:
+            for backend, precision in zip(backends, allowed, strict=True):
+                backend.fp32_precision = precision
 
     return exact
 

@@ -26,8 +26,8 @@ class Views:
     keep: Int[Tensor, "v b m"] | None = None
 
     def to(self, device: torch.device | str) -> "Views":
-        mask, keep = (x if x is None else x.to(device, non_blocking=True) for x in (self.mask, self.keep))
-        return Views(self.images.to(device, non_blocking=True), mask, keep)
+        mask, keep = (None if x is None else moved(x, device) for x in (self.mask, self.keep))
+        return Views(moved(self.images, device), mask, keep)
 
     def pin_memory(self) -> "Views":
         mask, keep = (x if x is None else x.pin_memory() for x in (self.mask, self.keep))
@@ -43,5 +43,10 @@ class Batch:
     labels: Int[Tensor, " b *classes"] | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
-        labels = self.labels if self.labels is None else self.labels.to(device, non_blocking=True)
+        labels = None if self.labels is None else moved(self.labels, device)
         return replace(self, views=tuple(x.to(device) for x in self.views), labels=labels)
+
+
+def moved(x: Tensor, device: torch.device | str) -> Tensor:
+    """On the device. Only copies to a GPU go on by themselves: one from there would be read before it is done."""
+    return x.to(device, non_blocking=torch.device(device).type == "cuda")

@@ -10,7 +10,7 @@ import scipy.io
 from PIL import Image
 from torchvision import datasets
 
-from prototile.data.catalog import CATALOG, VOC_CLASSES, torchvision_source
+from prototile.data.catalog import CATALOG, VOC_CLASSES, Entry, torchvision_source
 from prototile.data.files import Files
 
 # The modules of torchvision that fetch archives.
@@ -107,6 +107,34 @@ def test_inaturalist(tmp_path, place):
     assert labels(train) == {f"{place}/Insecta/2/a.jpg": 2, f"{place}/Plantae/0/c.jpg": 0}
     assert labels(val) == {f"{place}/Insecta/1/b.jpg": 1}
     assert train.classes == val.classes == ("oak", "bee", "ant")
+
+
+def test_inaturalist_lists_that_are_not_whole(tmp_path):
+    plant(tmp_path, "2018/Insecta/2/a.jpg")
+    inaturalist_lists(tmp_path)
+    text = (tmp_path / "train2018.json").read_text()
+    write(tmp_path, "train2018.json", text[:100])
+    with pytest.raises(ValueError, match=r"train2018\.json is not whole, or no JSON: .*; fetch it again"):
+        torchvision_source("inaturalist2018", tmp_path)
+    content = json.loads(text)
+    del content["annotations"][0]
+    write(tmp_path, "train2018.json", content)
+    with pytest.raises(ValueError, match=r"train2018\.json has no annotation of 1 images, for example train_val2018/"):
+        torchvision_source("inaturalist2018", tmp_path)
+
+
+def test_ranks_do_not_download(tmp_path, monkeypatch):
+    monkeypatch.setattr("prototile.distributed.world_size", lambda: 2)
+    with pytest.raises(ValueError, match=r"2 ranks would all download mnist to .*: download it once, before"):
+        torchvision_source("mnist", tmp_path, download=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("download", [False, True])
+def test_the_home_folder(tmp_path, monkeypatch, download):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setitem(CATALOG, "mnist", Entry(("train",), "MNIST", lambda root, *_: Files(root, [str(root)])))
+    assert torchvision_source("mnist", "~/data" if download else "~", download=download).id(0).startswith(str(tmp_path))
 
 
 @pytest.mark.parametrize("size", ["256", "large"])

@@ -138,6 +138,39 @@ def test_class_folders_that_are_none(tmp_path):
         class_folders(tmp_path / "half")
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("val", "train"), "holds the splits train and val: open classes:{root}/train"),
+        (("Test", "validation", "Train"), "the splits Train and validation and Test: open classes:{root}/Train"),
+    ],
+)
+def test_class_folders_of_splits(tmp_path, names, message):
+    plant(tmp_path, *(f"{name}/cats/a.png" for name in names))
+    with refused(message.format(root=tmp_path)):
+        class_folders(tmp_path)
+    plant(tmp_path, "goods/a.png")
+    assert len(class_folders(tmp_path).classes) == len(names) + 1
+
+
+def test_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    plant(tmp_path, "data/cats/a.png")
+    (tmp_path / "list.txt").write_text("data/cats/a.png\n")
+    for source in (folder("~/data"), class_folders("~/data"), listed("~/list.txt", root="~")):
+        assert source.image(0).shape == (3, 2, 3)
+    with refused("no such folder: ~nobody-of-this-name/data"):
+        folder("~nobody-of-this-name/data")
+
+
+def test_files_are_found_from_any_folder(tmp_path, monkeypatch):
+    plant(tmp_path, "data/a.png")
+    monkeypatch.chdir(tmp_path)
+    source = folder("data")
+    monkeypatch.chdir("/")
+    assert source.image(0).shape == (3, 2, 3)
+
+
 def test_lists_of_lines(tmp_path):
     plant(tmp_path, "a b.png", "deep/c.png")
     file = tmp_path / "list.txt"
@@ -187,6 +220,10 @@ def test_absolute_paths_in_lists(tmp_path):
         ("l.csv", "path,class\na.png,1\n", "has no column `label` but: path, class"),
         ("l.csv", "path,label\na.png,1\na.png,\n", "line 3: expected path, label, got ['a.png', '']"),
         ("l.csv", "path,label\na.png,1,2\n", "line 2: expected path, label, got ['a.png', '1', '2']"),
+        ("l.txt", f"a.png\t1\n\na.png\t{10**19}\n", "l.txt, line 3: a label has at most 18 digits, got 10000"),
+        ("l.csv", f"path,label\na.png,{10**19}\n", "l.csv, line 2: a label has at most 18 digits, got 10000"),
+        ("l.csv", "path,label\na.png,1\n" + '"a.png,1\n' + "a.png,1\n" * 20_000, "l.csv, line 3: field larger"),
+        ("l.csv", 'path\na.png\n"a.png\na.png\n', "l.csv, line 3: unexpected end of data; close or remove the quote"),
         ("l.txt", "a.png\t1\t2\n", "line 1: expected PATH or PATH, TAB, LABEL"),
         ("l.txt", "a.png\t1\na.png\n", "only 1 of the 2 rows"),
         ("l.txt", "b.png\nc.png\n", "none of the first 2 files"),

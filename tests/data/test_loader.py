@@ -14,18 +14,16 @@ import pytest
 import torch
 
 import loader_cases
-from loader_cases import AUGMENTATION, IMAGES, epochs, pixels, source, state_after
+from loader_cases import AUGMENTATION, IMAGES, PLAIN, Damaged, epochs, pixels, source, state_after
 from prototile.data.bad import BadImages
 from prototile.data.loader import Loader, Waiting, default_workers
-from prototile.data.samplers import ClassesPerBatch, InOrder
+from prototile.data.samplers import ClassesPerBatch, InOrder, Shuffled
 from prototile.data.shards import open_shards
-from prototile.data.source import BadImage, Source
 from prototile.schedules import Cosine, Progress
 from prototile.views import Augmentation, Draw, Engine, Group, View
 from ranks import RankPool
 
 KINDS = ("source", "shards")
-PLAIN = Augmentation((Group((View(8, (1.0, 1.0), flip=0.0),)),))
 
 
 @pytest.fixture(scope="module")
@@ -171,10 +169,100 @@ def test_shards_resume_with_the_same_workers_only(shards):
         loader_cases.loader("shards", shards, workers=2).load_state_dict(state)
 
 
+@pytest.mark.parametrize(
+    ("sampler", "other", "said"),
+    [
+        (Shuffled(IMAGES, 8), Shuffled(IMAGES, 8, seed=1), "seed was 0 and is 1"),
+        (Shuffled(IMAGES, 8), InOrder(IMAGES, 8), "sampler was shuffled and is in order"),
+    ],
+)
+def test_another_sampler_does_not_resume(sampler, other, said):
+    state = Loader(source(), PLAIN, sampler, workers=0).state_dict()
+    with pytest.raises(ValueError, match=said):
+        Loader(source(), PLAIN, other, workers=0).load_state_dict(state)
+
+
+def test_a_sampler_for_other_data():
+    with pytest.raises(ValueError, match="the sampler is for 8 images, and the source has 48"):
+        Loader(source(), PLAIN, Shuffled(8, 4), workers=0)
+
+
+def test_two_epochs_at_a_time_are_refused():
+    """They would take each other's batches."""
+    loader = Loader(source(), PLAIN, 8, workers=0)
+    first = iter(loader)
+    next(first)
+    next(iter(loader))
+    with pytest.raises(RuntimeError, match="another epoch of this loader was begun"):
+        next(first)
+
+
+def test_a_loader_older_than_the_process_group(monkeypatch):
+    """It would give every rank all images."""
+    loader = Loader(source(), PLAIN, 8, workers=0)
+    monkeypatch.setattr("prototile.distributed.world_size", lambda: 2)
+    monkeypatch.setattr("prototile.distributed.rank", lambda: 0)
+    with pytest.raises(RuntimeError, match="make loaders after it"):
+        next(iter(loader))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("digits", PLAIN, 8), "'digits': open it with prototile.data.open_data"),
+        ((source(), "dino", 8), "'dino': see prototile.views.preset"),
+        ((source(), PLAIN, 8.0), "integer"),
+    ],
+)
+def test_wrong_types(unchecked, arguments, said):
+    with pytest.raises(TypeError, match=said):
+        Loader(*arguments, workers=0)
+
+
+def test_numpys_whole_numbers_are_batch_sizes():
+    assert len(Loader(source(), PLAIN, np.int64(8), workers=0)) == 6
+
+
+@pytest.mark.parametrize("labels", [[1] * 48, torch.ones(48), np.ones(48, np.uint8)], ids=["list", "tensor", "uint8"])
+def test_labels_are_whole_numbers_in_the_batch(unchecked, labels):
+    images = source()
+    images.labels = labels
+    batch = next(iter(Loader(images, PLAIN, 8, workers=0)))
+    assert batch.labels.dtype == torch.int64
+    assert batch.labels.tolist() == [1] * 8
+
+
+def test_one_label_too_few(unchecked):
+    images = source()
+    images.labels = images.labels[1:]
+    with pytest.raises(ValueError, match="48 images and 47 labels"):
+        Loader(images, PLAIN, 8, workers=0)
+
+
+def test_shards_without_labels(tmp_path):
+    """Some have one, the others -1, in every batch."""
+    index = loader_cases.write_shards(tmp_path, labelled=lambda number: number % 3 == 0)
+    for batch in loader_cases.loader("shards", str(index), workers=0):
+        assert batch.labels.tolist() == [i if i % 3 == 0 else -1 for i in batch.indices.tolist()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_workers_that_are_not_forked(kind, shards, tmp_path):
+    """As on macOS, and on Linux from Python 3.14 on."""
+    command = [sys.executable, loader_cases.__file__, kind, shards, str(tmp_path / "log"), "spawn"]
+    subprocess.run(command, check=True, timeout=300)
+    lines = [json.loads(line)["indices"] for line in (tmp_path / "log").read_text().splitlines()]
+    assert lines == [batch.indices.tolist() for batch in loader_cases.loader(kind, shards, workers=1)]
+
+
 def test_an_augmentation_that_follows_the_run():
     annealed = Augmentation((Group((View(16, (Cosine(0.9, 0.1), 1.0)),)),))
     with pytest.raises(ValueError, match="epochs"):
         Loader(source(), annealed, 8, workers=0)
+    crossing = Augmentation((Group((View(16, (Cosine(0.2, 0.9), 0.5)),)),))
+    with pytest.raises(ValueError, match="scale"):  # at once, not in the middle of the run
+        Loader(source(), crossing, 8, workers=0, epochs=2)
     batch = list(Loader(source(), annealed, 8, workers=0, epochs=2))[4]
     images = [source().image(index) for index in batch.indices.tolist()]
     draw = Draw(0, 4, 32 + np.arange(8), np.arange(8), 8)
@@ -189,26 +277,6 @@ def test_samplers_are_for_sources(shards):
 
 def test_a_batch_that_ranks_cannot_share(two_ranks: RankPool):
     assert two_ranks.run(loader_cases.odd_batch) == ["use 8 or 10", "use 8 or 10"]
-
-
-class Damaged(Source):
-    """Images of one grey; those in `bad` cannot be read."""
-
-    def __init__(self, num_images: int, bad: tuple[int, ...]):
-        self.labels = np.arange(num_images)
-        self.classes = None
-        self._bad = bad
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def image(self, index: int) -> torch.Tensor:
-        if index in self._bad:
-            raise BadImage("it is torn")
-        return torch.full((3, 8, 8), index, dtype=torch.uint8)
-
-    def id(self, index: int) -> str:
-        return f"{index}.jpg"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -228,6 +296,19 @@ def test_bad_images_are_skipped_counted_and_listed(workers, caplog, tmp_path):
     assert seen == [i for batch in Loader(Damaged(40, (3, 17)), PLAIN, 8, workers=0) for i in batch.indices.tolist()]
 
 
+@pytest.mark.parametrize("batch", [1, InOrder(41, 40)], ids=["one", "rest of one"])
+def test_a_bad_image_alone_in_its_batch(batch):
+    batches = list(Loader(Damaged(41, (40,)), PLAIN, batch, workers=0))
+    assert sum(len(b.indices) for b in batches) == 41
+    assert all(40 not in b.indices for b in batches)
+
+
+def test_bad_images_are_replaced_by_the_same_on_any_number_of_ranks(two_ranks: RankPool):
+    ranks = two_ranks.run(loader_cases.replaced)
+    whole = loader_cases.replaced(0, 1)
+    assert [[image for pair in zip(*rows, strict=True) for image in pair] for rows in zip(*ranks, strict=True)] == whole
+
+
 def test_too_many_bad_images_stop_the_run():
     with pytest.raises(ValueError, match=r"5 of 40 images cannot be read.*\n  .*\.jpg: it is torn"):
         list(Loader(Damaged(40, tuple(range(0, 40, 4))), PLAIN, 8, workers=0))
@@ -235,7 +316,9 @@ def test_too_many_bad_images_stop_the_run():
 
 
 def test_a_batch_of_bad_images_only():
-    with pytest.raises(ValueError, match="none of the 4 images of a batch can be read; the first is"):
+    with pytest.raises(
+        ValueError, match=r"100 images in place of one that .* cannot be read either; .* 1.jpg: it is torn"
+    ):
         list(Loader(Damaged(4, (0, 1, 2, 3)), PLAIN, 4, workers=0))
 
 

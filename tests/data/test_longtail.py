@@ -187,6 +187,10 @@ def test_class_counts():
     assert str(unseen).splitlines()[-1] == "b  0"
 
 
+def test_counts_that_are_all_zero():
+    assert str(ClassCounts(np.zeros(2, np.int64), ("a", "b"))).splitlines()[1:] == ["a  0", "b  0"]
+
+
 @pytest.mark.parametrize(("num_classes", "rows"), [(20, 20), (21, 21), (22, 21), (8142, 21)])
 def test_long_tables_are_cut(num_classes, rows):
     counts = ClassCounts(np.arange(num_classes) + 1, tuple(str(k) for k in range(num_classes)))

@@ -9,6 +9,7 @@ from PIL import Image
 
 from prototile.data import opening
 from prototile.data.opening import open_data, open_source
+from prototile.data.shards import Shards
 from prototile.data.source import Arrays
 
 
@@ -101,6 +102,29 @@ def test_shards(tree, spec, monkeypatch):
     assert open_data(spec).sizes.tolist() == [1] * (1 + spec.count(","))
     with pytest.raises(ValueError, match="all one split; leave out 'val'"):
         open_data(spec, "val")
+
+
+@pytest.mark.parametrize(
+    "spec", ["tars", "~/tars", "index.json", "https://host/a.tar?sig=1", "s3://host/a", "pipe:cat a.tar"]
+)
+def test_what_is_taken_for_shards(tree, spec, monkeypatch):
+    (tree / "tars").mkdir()
+    for name in ("a.tar", "b.tgz", ".hidden"):
+        (tree / "tars" / name).touch()
+    monkeypatch.setattr(opening, "open_shards", lambda spec: Shards((spec,), np.array([1])))
+    shards = open_data(spec)
+    assert isinstance(shards, Shards)
+    assert shards.urls == (spec,)
+
+
+@pytest.mark.parametrize(
+    "spec", ["folder:pictures.tar", "pictures.tar", "classes:pictures.tar", "list:a.json/list.txt"]
+)
+def test_what_is_not_taken_for_shards(tree, spec):
+    (tree / "pictures").rename(tree / "pictures.tar")
+    (tree / "a.json").mkdir()
+    (tree / "a.json" / "list.txt").write_text(f"{tree}/pictures.tar/cats/a.png\n")
+    assert len(open_data(spec)) == (1 if spec.startswith("list") else 2)
 
 
 def test_data_may_be_a_source(tree):

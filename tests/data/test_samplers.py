@@ -4,6 +4,7 @@ The statistical tests have fixed seeds. A p-value must be above 0.01, a z-score 
 images below 6 (chance with 5,000 images that are expected 29 times each: 0.1%).
 """
 
+import json
 import pickle
 
 import numpy as np
@@ -62,7 +63,9 @@ def image_p_value(held: np.ndarray, labels: np.ndarray, each: int) -> float:
 
 def pair_score(held: np.ndarray, expected: float, same_class: bool) -> float:
     """The z-score of how often batches hold both images of a pair, over pairs that share no image."""
-    pairs = BY_CLASS.reshape(-1, 2) if same_class else BY_CLASS.reshape(CLASSES // 2, 2, SIZE).mT.reshape(-1, 2)
+    pairs = (
+        BY_CLASS.reshape(-1, 2) if same_class else BY_CLASS.reshape(CLASSES // 2, 2, SIZE).swapaxes(1, 2).reshape(-1, 2)
+    )
     shares = held[:, pairs].all(axis=2).mean(axis=1)
     if expected == 0:
         return float("inf") if shares.any() else 0.0
@@ -105,7 +108,10 @@ class Wrong(Sampler):
     """Draws by a function of a generator."""
 
     def __init__(self, draw):
-        self.batch_size, self.draw = BATCH, draw
+        self.batch_size, self.num_images, self.draw = BATCH, len(LABELS), draw
+
+    def identity(self):
+        return {}
 
     def __len__(self):
         return DRAWS
@@ -347,3 +353,23 @@ def test_labels_that_are_no_classes(unchecked):
     ]:
         with pytest.raises(ValueError, match=message):
             ClassPower(labels, 2)
+
+
+def test_identities_tell_what_batches_depend_on():
+    samplers = [
+        Shuffled(60, 6),
+        Shuffled(60, 6, seed=1),
+        Shuffled(60, 5),
+        Shuffled(61, 6),
+        InOrder(60, 6),
+        ClassesPerBatch(np.arange(60) % 5, 6, 2),
+        ClassesPerBatch(np.arange(60) % 5, 6, 3),
+        ClassesPerBatch(np.arange(60) % 6, 6, 2),
+        ClassPower(np.arange(60) % 5, 6),
+        ClassPower(np.arange(60) % 5, 6, 1.0),
+        ClassPower(np.arange(60) % 5, 6, seed=1),
+    ]
+    identities = [json.dumps(sampler.identity()) for sampler in samplers]
+    assert len(set(identities)) == len(samplers)
+    assert identities[0] == json.dumps(Shuffled(60, 6).identity())
+    assert [sampler.num_images for sampler in samplers] == [61 if i == 3 else 60 for i in range(len(samplers))]

@@ -1,5 +1,6 @@
 """Shards: every image once an epoch, whatever the ranks and workers; resuming; opening; what is refused."""
 
+import gc
 import importlib
 import io
 import itertools
@@ -8,13 +9,14 @@ import os
 import pickle
 import sys
 import tarfile
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from prototile.data.shards import Part, open_shards, read, spans, steps_per_epoch
+from prototile.data.shards import Part, Span, _read_span, open_shards, read, spans, steps_per_epoch
 
 UNEVEN = (1, 7, 50, 2, 31, 9)  # 100 images
 
@@ -458,3 +460,35 @@ def test_without_webdataset(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "webdataset", None)
     with pytest.raises(ImportError, match=r'pip install "prototile\[shards\]"'):
         open_shards(str(tmp_path))
+
+
+def test_what_lies_before_a_part_is_passed_over_unread(tmp_path, monkeypatch):
+    """Also where files that belong to no sample lie between."""
+    files = [
+        ("README", b"no ending"),
+        ("0.jpg", b"0"),
+        ("NOTES", b""),
+        ("0.cls", b"0"),
+        ("1.jpg", b"1"),
+        ("2.jpg", b"2"),
+    ]
+    shards = open_shards(str(write_tar(tmp_path / "a.tar", files)))
+    assert shards.sizes.tolist() == [3]
+    extracted, extract = [], tarfile.TarFile.extractfile
+    monkeypatch.setattr(
+        tarfile.TarFile, "extractfile", lambda tar, member: extracted.append(member.name) or extract(tar, member)
+    )
+    samples = list(_read_span(shards, "a", Span(0, 1, 3)))
+    assert [(sample.index, sample.id, sample.data) for sample in samples] == [(1, "a/1", b"1"), (2, "a/2", b"2")]
+    assert extracted == ["1.jpg", "2.jpg"]
+
+
+def test_a_block_is_let_go_as_it_is_served(tmp_path):
+    shards = open_shards(str(write_shards(tmp_path, (20,))[0]))
+    batches = read(shards, Part(0, 0, 5, buffer=20))
+    _, first = next(batches)
+    references = [weakref.ref(sample) for sample in first]
+    del first
+    next(batches)
+    gc.collect()
+    assert all(reference() is None for reference in references)

@@ -51,6 +51,16 @@ def test_largest_remainders():
     assert np.bincount(drawn).tolist() == [4, 3, 3]
 
 
+@pytest.mark.parametrize("num_images", [30, 77, 100, 345])
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 2.0])
+def test_rounding_does_not_add_up(exponent, num_images):
+    toy = digits(exponent=exponent, num_images=num_images)
+    mass = np.arange(1, 11) ** -exponent
+    table, shares = joint(toy), mass / mass.sum()
+    assert (abs(table - table.sum(1, keepdims=True) * shares) < 1).all()
+    assert (abs(table.sum(0) - num_images * shares) <= 2).all()
+
+
 def test_seeds(train):
     again, other = digits(num_images=1000), digits(num_images=1000, seed=1)
     np.testing.assert_array_equal(grey(train), grey(again))

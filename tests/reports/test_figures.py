@@ -53,6 +53,13 @@ def test_few_classes_are_named_many_are_not():
     assert class_counts(counts_of(range(1, 40))).axes[0].get_xlabel() == "class, from the largest on"
 
 
+def test_long_names_leave_room():
+    figure = class_counts(ClassCounts(np.arange(1, 31), tuple(f"{k:065}" for k in range(30))))
+    figure.savefig(io.BytesIO(), format="png")
+    assert figure.axes[0].get_position().height > 0.3
+    assert {len(label.get_text()) for label in figure.axes[0].get_xticklabels()} == {28}
+
+
 def test_pyplot_stays_out_of_it():
     backend = matplotlib.get_backend(auto_select=False)
     class_counts(counts_of([3, 2]))

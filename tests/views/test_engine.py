@@ -1,6 +1,7 @@
 """The engine: keys, groups, an independent pipeline from torchvision's parts; and finishing many images at once."""
 
 import pickle
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -253,8 +254,10 @@ def test_excb_follows_the_run():
 
 
 def test_every_image_needs_a_key():
-    with pytest.raises(ValueError, match="every image needs a key: got 5 images and 2 keys"):
+    with pytest.raises(ValueError, match="every image needs a key: 2 keys, more images"):
         ENGINE.crop(IMAGES, draw([1, 2]))
+    with pytest.raises(ValueError, match="every image needs a key: 9 keys, 5 images"):
+        ENGINE.crop(IMAGES, draw(range(9)))
 
 
 # --- images
@@ -387,3 +390,63 @@ def test_a_gpu_takes_crops(name):
         assert_near_unless_solarized(far.images.cpu().flatten(0, 1), near.images.flatten(0, 1), crops.looks)
         for ours, theirs in ((near.mask, far.mask), (near.keep, far.keep)):
             assert ours is None or theirs is None or torch.equal(ours, theirs.cpu())
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (torch.rand(3, 8, 8), r"torch.float32 of shape \(3, 8, 8\)"),
+        (torch.zeros(1, 8, 8, dtype=torch.uint8), r"shape \(1, 8, 8\)"),
+        (torch.zeros(8, 8, 3, dtype=torch.uint8), r"shape \(8, 8, 3\)"),
+        (torch.zeros(8, 8, dtype=torch.uint8), r"shape \(8, 8\)"),
+    ],
+)
+def test_what_are_no_images_is_refused(unchecked, image, said):
+    """A float image in [0, 1] would become a black one."""
+    with pytest.raises(ValueError, match=said):
+        ENGINE.crop([image], draw([1]))
+
+
+def test_images_are_read_as_they_are_needed(monkeypatch):
+    """Not all of a batch at a time."""
+    monkeypatch.setattr("prototile.views.engine._PORTION_BYTES", 1)
+    alive = []
+
+    def read():
+        for image in IMAGES:
+            copy = image.clone()
+            alive.append(weakref.ref(copy))
+            assert sum(reference() is not None for reference in alive) <= 3
+            yield copy
+
+    keys = draw(range(len(IMAGES)))
+    for few, all_ in zip(ENGINE.crop(read(), keys), ENGINE.crop(IMAGES, keys), strict=True):
+        assert torch.equal(few.images, all_.images)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_views_are_float32_whatever_the_default(dtype):
+    torch.set_default_dtype(dtype)
+    try:
+        (views, *_) = ENGINE(IMAGES, draw(range(len(IMAGES))))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert views.images.dtype == torch.float32
+
+
+@pytest.mark.parametrize("backend", [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul], ids=["cuda", "mkldnn"])
+def test_products_of_pixels_are_exact_whatever_is_allowed_elsewhere(backend, monkeypatch):
+    seen = []
+
+    def look(x, sigma, widest):
+        seen.append(backend.fp32_precision)
+
+    monkeypatch.setattr(finish_module, "blur_", look)
+    before = backend.fp32_precision
+    backend.fp32_precision = "tf32"
+    try:
+        Engine(Augmentation((Group((RICH,)),)))(IMAGES, draw(range(len(IMAGES))))
+        assert backend.fp32_precision == "tf32"
+    finally:
+        backend.fp32_precision = before
+    assert set(seen) == {"ieee"}

@@ -70,11 +70,18 @@ def test_a_scheduled_scale_is_checked_when_it_has_a_value():
 def test_groups():
     with pytest.raises(ValueError, match=r"views of one size, got sizes \[32, 16\]"):
         Group((VIEW, dataclasses.replace(VIEW, size=16)))
-    with pytest.raises(ValueError, match=r"views of one size, got sizes \[\]"):
+    with pytest.raises(ValueError, match="at least one view"):
         Group(())
+    with pytest.raises(ValueError, match="a patch must have at least one pixel, got 0"):
+        Group((VIEW,), RandomDrop(), patch=0)
     with pytest.raises(ValueError, match="patches of 5 do not tile views of 32 pixels: choose a divisor"):
         Group((VIEW,), RandomDrop(), patch=5)
     assert Group((VIEW,), patch=5).size == 32  # nothing is masked, nothing needs tiling
+
+
+def test_interpolation(unchecked):
+    with pytest.raises(ValueError, match="'bicubic' or 'bilinear', got 'nearest'"):
+        View(32, (0.3, 1.0), interpolation="nearest")
 
 
 def test_normalization():

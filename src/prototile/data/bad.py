@@ -47,4 +47,5 @@ class BadImages:
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """List them in a text file, one a line: id, tab, reason."""
-        Path(path).write_text("".join(f"{id}\t{reason}\n" for id, reason in self.reasons.items()), encoding="utf-8")
+        lines = "".join(f"{id}\t{reason}\n" for id, reason in self.reasons.items())
+        Path(path).write_text(lines, encoding="utf-8", errors="surrogateescape")  # names of files may be any bytes

@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from prototile import distributed
 from prototile.data.files import Files, PathLike, existing, image_paths, labelled
 from prototile.data.source import Arrays, Source
 
@@ -68,7 +69,12 @@ def torchvision_source(name: str, root: PathLike, split: str | None = None, down
     split = entry.default_split if split is None else split
     if split not in entry.splits:
         raise ValueError(f"{name} has no split {split!r}; it has: {', '.join(entry.splits)}")
-    root = Path(root) if download else existing(root, "folder", os.path.isdir)
+    if download and distributed.world_size() > 1:
+        raise ValueError(
+            f"{distributed.world_size()} ranks would all download {name} to {root}: download it once, before, in one "
+            "process, and open it here without download"
+        )
+    root = Path(os.path.expanduser(root)) if download else existing(root, "folder", os.path.isdir)
     try:
         return entry.read(root, split, download)
     except (RuntimeError, OSError) as error:
@@ -133,11 +139,13 @@ def _inaturalist2018(root: Path, split: str, download: bool) -> Source:
             f"which images of iNaturalist 2018 are for {split} stands in {file}, which is missing; torchvision does "
             "not fetch it: put the competition's train2018.json and val2018.json there, or take the split 'all'"
         )
-    content = json.loads(file.read_text())
+    content = _parsed(file)
     categories = sorted((category["id"], category["name"]) for category in content["categories"])
     number = {identity: index for index, (identity, _) in enumerate(categories)}
     label = {row["image_id"]: number[row["category_id"]] for row in content["annotations"]}
     paths = [f"{place}/{image['file_name'].removeprefix('train_val2018/')}" for image in content["images"]]
+    if missing := [image["file_name"] for image in content["images"] if image["id"] not in label]:
+        raise ValueError(f"{file} has no annotation of {len(missing)} images, for example {missing[0]}: fetch it again")
     labels = [label[image["id"]] for image in content["images"]]
     return _files(root, paths, labels, tuple(name for _, name in categories))
 
@@ -172,7 +180,7 @@ def _clevr(label: Callable[[Any], int], classes: tuple[str, ...], root: Path, sp
     place = f"clevr/CLEVR_v1.0/images/{split}"
     _needed(root / place)
     file = root / "clevr" / "CLEVR_v1.0" / "scenes" / f"CLEVR_{split}_scenes.json"
-    scenes = json.loads(file.read_text())["scenes"]
+    scenes = _parsed(file)["scenes"]
     paths = [f"{place}/{scene['image_filename']}" for scene in scenes]
     return _files(root, paths, [label(scene["objects"]) for scene in scenes], classes)
 
@@ -234,6 +242,13 @@ def _of_torchvision(root: Path, data: Any, classes: tuple[str, ...]) -> Files:
 def _files(root: Path, paths: list[str], labels: list[Any], classes: tuple[str, ...] | None) -> Files:
     order = sorted(range(len(paths)), key=paths.__getitem__)
     return Files(root, [paths[i] for i in order], np.array(labels, dtype=np.int64)[order], classes)
+
+
+def _parsed(file: Path) -> Any:
+    try:
+        return json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file} is not whole, or no JSON: {error}; fetch it again") from error
 
 
 def _needed(folder: Path) -> Path:

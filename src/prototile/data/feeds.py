@@ -1,7 +1,7 @@
 """Feeds: what a loader's workers do, for images by number and for shards read in order.
 
     Packet        a batch as it leaves a worker
-    Maker         images -> Packet; bad images are replaced by others of the batch
+    Maker         images -> Packet; bad images are replaced by others
     Feed          what a loader needs to know of its data
     SourceFeed    a sampler says which images; any worker makes any batch
     ShardFeed     every worker reads its own part of the shards
@@ -10,7 +10,7 @@ Axes: b images of this rank's batch.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,13 +22,15 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from prototile.data.images import decode
 from prototile.data.samplers import Sampler
-from prototile.data.shards import Part, Shards, read, steps_per_epoch
-from prototile.data.source import BadImage, Source
+from prototile.data.shards import Part, Shards, ShardSample, read, steps_per_epoch
+from prototile.data.source import BadImage, Source, whole_labels
 from prototile.schedules import Progress
 from prototile.types import Views
 from prototile.views.engine import Crops, Engine
 from prototile.views.masks import Draw
 from prototile.views.randomness import Stream, generator
+
+_SUBSTITUTES = 100  # tried in place of an image that cannot be read
 
 
 @dataclass(frozen=True)
@@ -55,43 +57,51 @@ class Maker:
 
     def __call__(
         self,
-        load: Callable[[int], UInt8[Tensor, "3 h w"]],
-        name: Callable[[int], str],
-        indices: Int[np.ndarray, " b"],
-        labels: Int[np.ndarray, " b *classes"] | None,
+        source: Source,
+        labels: Int[np.ndarray, " n *classes"] | None,
+        numbers: Int[np.ndarray, " b"],
         draw: Draw,
         steps: int,
     ) -> Packet:
-        """The batch whose i-th image `load(i)` gives, in an epoch of `steps` steps."""
-        images: dict[int, Tensor] = {}
-        bad = []
-        for place in range(len(indices)):
-            try:
-                images[place] = load(place)
-            except BadImage as error:
-                bad.append((name(place), str(error)))
-        places = self._replaced(images, bad, draw)
-        crops = self.engine.crop([images[place] for place in places], draw, self._progress(draw, steps))
+        """The views of the images of these numbers, in an epoch of `steps` steps."""
+        taken: list[int] = []
+        bad: dict[str, str] = {}
+        crops = self.engine.crop(self._read(source, numbers, draw, taken, bad), draw, self._progress(draw, steps))
         return Packet(
             draw.step,
             tuple(self.engine.finish(group) for group in crops) if self.finish else crops,
-            torch.from_numpy(indices[places]),
-            None if labels is None else torch.from_numpy(labels[places]),
-            tuple(bad),
+            torch.tensor(taken, dtype=torch.int64),
+            None if labels is None else torch.from_numpy(labels[taken]),
+            tuple(bad.items()),
         )
 
-    def _replaced(self, images: dict[int, Tensor], bad: list[tuple[str, str]], draw: Draw) -> Int[np.ndarray, " b"]:
-        """Every place's own, or that of an image which can be read, drawn by key."""
-        good = list(images)
-        if bad and not good:
-            raise ValueError(
-                f"none of the {len(bad)} images of a batch can be read; the first is {bad[0][0]}: {bad[0][1]}"
-            )
-        places = np.arange(len(draw.numbers))
-        for place in set(places.tolist()) - images.keys():
-            random = generator(self.engine.seed, Stream.SUBSTITUTES, draw.epoch, int(draw.numbers[place]))
-            places[place] = random.choice(good)
-        return places
+    def _read(
+        self, source: Source, numbers: Int[np.ndarray, " b"], draw: Draw, taken: list[int], bad: dict[str, str]
+    ) -> Iterator[UInt8[Tensor, "3 _h _w"]]:
+        """The images one by one, and in `taken` and `bad` which they are and which could not be read."""
+        for number, key in zip(numbers.tolist(), draw.numbers.tolist(), strict=True):
+            for candidate in self._candidates(number, key, draw.epoch, len(source)):
+                try:
+                    image = source.image(candidate)
+                except BadImage as error:
+                    bad[source.id(candidate)] = str(error)
+                    continue
+                taken.append(candidate)
+                yield image
+                break
+            else:
+                id, reason = next(iter(bad.items()))
+                raise ValueError(
+                    f"{_SUBSTITUTES} images in place of one that cannot be read cannot be read either; "
+                    f"the first of them is {id}: {reason}"
+                )
+
+    def _candidates(self, number: int, key: int, epoch: int, images: int) -> Iterator[int]:
+        """An image, then those that may replace it: the same on every rank."""
+        yield number
+        random = generator(self.engine.seed, Stream.SUBSTITUTES, epoch, key)
+        for _ in range(_SUBSTITUTES):
+            yield int(random.integers(images))
 
     def _progress(self, draw: Draw, steps: int) -> Progress | None:
         if self.epochs is None:
@@ -115,7 +125,7 @@ class Feed(ABC):
         """Let the next iteration of that DataLoader begin there."""
 
     @abstractmethod
-    def identity(self) -> dict[str, int]:
+    def identity(self) -> dict[str, Any]:
         """What must be the same where a run is resumed."""
 
 
@@ -124,9 +134,14 @@ class SourceFeed(Feed):
 
     def __init__(self, source: Source, maker: Maker, sampler: Sampler, rank: int, world: int):
         _share(sampler.batch_size, world)
+        if sampler.num_images != len(source):
+            raise ValueError(
+                f"the sampler is for {sampler.num_images} images, and the source has {len(source)}: "
+                "make it for this source"
+            )
         self.num_images = len(source)
         self.steps = len(sampler)
-        self._seed = maker.engine.seed
+        self._identity = sampler.identity() | {"steps": self.steps, "views": maker.engine.seed}
         self._batches = _SourceBatches(source, maker, self.steps)
         self._requests = _Requests(sampler, rank, world)
 
@@ -136,21 +151,21 @@ class SourceFeed(Feed):
     def begin(self, epoch: int, step: int) -> None:
         self._requests.start = (epoch, step)
 
-    def identity(self) -> dict[str, int]:
-        size = self._requests.sampler.batch_size
-        return {"images": self.num_images, "batch": size, "steps": self.steps, "seed": self._seed}
+    def identity(self) -> dict[str, Any]:
+        return self._identity
 
 
 class ShardFeed(Feed):
     """Shards, of which every worker of every rank reads its own part in order."""
 
-    def __init__(self, shards: Shards, maker: Maker, batch_size: int, rank: int, world: int, workers: int):
+    def __init__(self, shards: Shards, maker: Maker, batch_size: int, buffer: int, rank: int, world: int, workers: int):
         self.num_images = shards.num_images
-        part = Part(maker.engine.seed, 0, _share(batch_size, world), rank, world, workers=max(workers, 1))
+        workers = max(workers, 1)
+        part = Part(maker.engine.seed, 0, _share(batch_size, world), rank, world, workers=workers, buffer=buffer)
         self.steps = steps_per_epoch(shards.num_images, part.batch_size, world)
         self._batches = _ShardBatches(shards, maker, part, self.steps)
         self._identity = {"images": self.num_images, "batch": batch_size, "seed": part.seed}
-        self._identity |= {"ranks": world, "workers": part.workers}
+        self._identity |= {"ranks": world, "workers": workers, "buffer": buffer}
 
     def arguments(self) -> dict[str, Any]:
         return {"dataset": self._batches, "batch_size": None}
@@ -158,14 +173,14 @@ class ShardFeed(Feed):
     def begin(self, epoch: int, step: int) -> None:
         self._batches.start.copy_(torch.tensor([epoch, step]))
 
-    def identity(self) -> dict[str, int]:
+    def identity(self) -> dict[str, Any]:
         return self._identity
 
 
 @dataclass(frozen=True)
 class _Request:
     draw: Draw
-    indices: Int[np.ndarray, " b"]
+    images: Int[np.ndarray, " b"]
 
 
 class _Requests:
@@ -189,19 +204,12 @@ class _Requests:
 class _SourceBatches(Dataset[Packet]):
     def __init__(self, source: Source, maker: Maker, steps: int):
         self._source = source
+        self._labels = None if source.labels is None else whole_labels(source.labels, len(source))
         self._maker = maker
         self._steps = steps
 
     def __getitems__(self, request: _Request) -> Packet:
-        source, indices = self._source, request.indices
-        return self._maker(
-            lambda place: source.image(int(indices[place])),
-            lambda place: source.id(int(indices[place])),
-            indices,
-            None if source.labels is None else source.labels[indices],
-            request.draw,
-            self._steps,
-        )
+        return self._maker(self._source, self._labels, request.images, request.draw, self._steps)
 
 
 class _ShardBatches(IterableDataset[Packet]):
@@ -217,17 +225,30 @@ class _ShardBatches(IterableDataset[Packet]):
         worker = get_worker_info()
         part = replace(self._part, epoch=epoch, worker=0 if worker is None else worker.id)
         for step, samples in read(self._shards, part, start):
+            source = _Samples(samples)
             indices = np.array([sample.index for sample in samples])
-            labels = [-1 if sample.label is None else sample.label for sample in samples]
             rows = part.rank + part.world * np.arange(len(samples))
-            yield self._maker(
-                lambda place, samples=samples: decode(samples[place].data),
-                lambda place, samples=samples: samples[place].id,
-                indices,
-                np.array(labels) if max(labels) >= 0 else None,
-                Draw(epoch, step, indices, rows, part.batch_size * part.world),
-                self._steps,
-            )
+            draw = Draw(epoch, step, indices, rows, part.batch_size * part.world)
+            packet = self._maker(source, source.labels, np.arange(len(samples)), draw, self._steps)
+            yield replace(packet, indices=torch.from_numpy(indices)[packet.indices])
+
+
+class _Samples(Source):
+    """A batch of samples from shards; the label is -1 where there is none."""
+
+    def __init__(self, samples: list[ShardSample]):
+        self._samples = samples
+        self.labels = np.array([-1 if sample.label is None else sample.label for sample in samples], np.int64)
+        self.classes = None
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def image(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        return decode(self._samples[index].data)
+
+    def id(self, index: int) -> str:
+        return self._samples[index].id
 
 
 def _share(batch_size: int, world: int) -> int:

@@ -18,8 +18,10 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
@@ -31,18 +33,22 @@ IMAGE_ENDINGS = (
 )  # fmt: skip
 LIST_ENDINGS = (".txt", ".lst", ".csv", ".tsv")
 PATH_COLUMNS = ("path", "image", "file", "filename")
+SPLITS = ("train", "val", "valid", "validation", "test")
 PROBED = 100  # rows of a list whose files are looked for
+DIGITS = 18  # of a label that is a number: so many fit 64 bits
 
 PathLike = str | os.PathLike[str]
 
 
 class Strings(Sequence[str]):
-    """Many strings in two arrays: nothing to count references of, so forked workers share the memory."""
+    """Many strings in two tensors: forked workers share the memory, for there are no references to count in it, and
+    others do, for tensors are sent to them as handles.
+    """
 
     def __init__(self, strings: Sequence[str]):
         encoded = [os.fsencode(string) for string in strings]
-        self._bytes: UInt8[np.ndarray, " bytes"] = np.frombuffer(b"".join(encoded), np.uint8)
-        self._ends: Int[np.ndarray, " n"] = np.cumsum([len(string) for string in encoded], dtype=np.int64)
+        self._bytes = torch.from_numpy(np.frombuffer(bytearray(b"".join(encoded)), np.uint8))
+        self._ends = torch.tensor([len(string) for string in encoded], dtype=torch.int64).cumsum(0)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -50,7 +56,7 @@ class Strings(Sequence[str]):
     def __getitem__(self, index: int) -> str:
         index = range(len(self))[index]
         start = self._ends[index - 1] if index else 0
-        return os.fsdecode(self._bytes[start : self._ends[index]].tobytes())
+        return os.fsdecode(self._bytes[start : self._ends[index]].numpy().tobytes())
 
 
 class Files(Source):
@@ -65,7 +71,7 @@ class Files(Source):
     ):
         if labels is not None and len(labels) != len(paths):
             raise ValueError(f"there are {len(paths)} paths but {len(labels)} labels")
-        self._root = os.fspath(root)
+        self._root = os.path.abspath(root)
         self._paths = Strings(paths)
         self.labels = labels
         self.classes = classes
@@ -82,16 +88,21 @@ class Files(Source):
 
 def folder(root: PathLike) -> Files:
     """Every image below this folder, however deep, sorted by path; hidden files and folders are left out."""
+    root = existing(root, "folder", os.path.isdir)
     return Files(root, image_paths(root))
 
 
 def class_folders(root: PathLike) -> Files:
     """`root/CLASS/.../image`: classes are sorted as strings; images that lie beside the class folders are left out."""
+    root = existing(root, "folder", os.path.isdir)
     paths = [path for path in image_paths(root) if "/" in path]
     if not paths:
         raise ValueError(f"{root} has images but no folders of classes; to open it without labels use folder:{root}")
     names = [path.partition("/")[0] for path in paths]
     folders = {entry.name for entry in os.scandir(root) if not entry.name.startswith(".") and _is_folder(entry)}
+    if all(name.lower() in SPLITS for name in folders):
+        splits = sorted(folders, key=lambda name: SPLITS.index(name.lower()))
+        raise ValueError(f"{root} holds the splits {' and '.join(splits)}: open classes:{root / splits[0]}")
     if empty := sorted(folders - set(names)):
         raise ValueError(f"no images in the class folder(s) {', '.join(empty[:5])} of {root}; fill or remove them")
     return Files(root, paths, *labelled(names))
@@ -111,14 +122,17 @@ def listed(file: PathLike, root: PathLike | None = None) -> Files:
     rows = _read_table(file) if file.suffix.lower() in (".csv", ".tsv") else _read_lines(file)
     if not rows:
         raise ValueError(f"the list {file} names no images")
-    paths = [path.replace(os.sep, "/").removeprefix("./") for path, _ in rows]
+    paths = [row.path.replace(os.sep, "/").removeprefix("./") for row in rows]
     _probe(paths, root, file)
-    words = [label for _, label in rows if label is not None]
+    words = [row.label for row in rows if row.label is not None]
     if not words:
         return Files(root, paths)
     if len(words) < len(rows):
         raise ValueError(f"only {len(words)} of the {len(rows)} rows of {file} have a label; give all or none")
     if all(re.fullmatch(r"[+-]?\d+", word) for word in words):
+        for row, word in zip(rows, words, strict=True):
+            if len(word.lstrip("+-")) > DIGITS:
+                raise ValueError(f"{file}, line {row.line}: a label has at most {DIGITS} digits, got {word}")
         return Files(root, paths, np.array(words, dtype=np.int64))
     return Files(root, paths, *labelled(words))
 
@@ -143,7 +157,7 @@ def labelled(words: Sequence[str]) -> tuple[Int[np.ndarray, " n"], tuple[str, ..
 
 def existing(path: PathLike, kind: str, check: Callable[[PathLike], bool]) -> Path:
     """The path, or an error that says where it ends and what is there instead."""
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if check(path):
         return path
     if path.exists():
@@ -183,7 +197,15 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _read_lines(file: Path) -> list[tuple[str, str | None]]:
+class _Row(NamedTuple):
+    """Of a list; `line` is where it begins."""
+
+    line: int
+    path: str
+    label: str | None
+
+
+def _read_lines(file: Path) -> list[_Row]:
     rows = []
     for number, line in enumerate(_lines(file), 1):
         if not line.strip() or line.startswith("#"):
@@ -191,14 +213,14 @@ def _read_lines(file: Path) -> list[tuple[str, str | None]]:
         path, *labels = (part.strip() for part in line.split("\t"))
         if len(labels) > 1 or not all((path, *labels)):
             raise ValueError(f"{file}, line {number}: expected PATH or PATH, TAB, LABEL, got {line.strip()!r}")
-        rows.append((path, labels[0] if labels else None))
+        rows.append(_Row(number, path, labels[0] if labels else None))
     return rows
 
 
-def _read_table(file: Path) -> list[tuple[str, str | None]]:
-    delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
-    reader = csv.reader(_lines(file), delimiter=delimiter)
-    header = [name.strip().lower() for name in next(reader, [])]
+def _read_table(file: Path) -> list[_Row]:
+    table = _cells(file)
+    _, names = next(table, (1, []))
+    header = [name.lower() for name in names]
     column = next((header.index(name) for name in PATH_COLUMNS if name in header), None)
     if column is None:
         names = ", ".join(header) or "none"
@@ -207,12 +229,25 @@ def _read_table(file: Path) -> list[tuple[str, str | None]]:
         raise ValueError(f"{file} has no column `label` but: {', '.join(header)}; rename one, or keep the paths only")
     label = header.index("label") if "label" in header else None
     rows = []
-    for row in filter(None, reader):
-        cells = [cell.strip() for cell in row]
+    for line, cells in table:
         if len(cells) != len(header) or not cells[column] or (label is not None and not cells[label]):
-            raise ValueError(f"{file}, line {reader.line_num}: expected {', '.join(header)}, got {row}")
-        rows.append((cells[column], None if label is None else cells[label]))
+            raise ValueError(f"{file}, line {line}: expected {', '.join(header)}, got {cells}")
+        rows.append(_Row(line, cells[column], None if label is None else cells[label]))
     return rows
+
+
+def _cells(file: Path) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a table that are not empty, each with the line it begins in."""
+    delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
+    reader = csv.reader(_lines(file), delimiter=delimiter, strict=True)
+    line = 1
+    try:
+        for row in reader:
+            if row:
+                yield line, [cell.strip() for cell in row]
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(f"{file}, line {line}: {error}; close or remove the quote that stands there") from error
 
 
 def _lines(file: Path) -> io.StringIO:

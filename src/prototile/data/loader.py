@@ -11,12 +11,13 @@ in order by workers that have their own parts: there the numbers of ranks and wo
 """
 
 import logging
+import operator
 import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch.utils.data import DataLoader
@@ -27,6 +28,7 @@ from prototile.data.feeds import Feed, Maker, Packet, ShardFeed, SourceFeed
 from prototile.data.samplers import Sampler, Shuffled
 from prototile.data.shards import Shards
 from prototile.data.source import Source
+from prototile.schedules import Progress
 from prototile.types import Batch, Views
 from prototile.views.engine import Crops, Engine
 from prototile.views.spec import Augmentation
@@ -58,30 +60,32 @@ class Loader:
 
     `batch` is the number of images in a batch over all ranks, which come shuffled, or a sampler. With a `device`,
     workers send uint8 crops, and colours, blur and normalisation are computed there, on whole batches. `epochs` is the
-    length of the run, for augmentations that follow it. Images that cannot be read are replaced by others of their
-    batch and listed in `bad`; more than the share `bad_share` of them is an error.
+    length of the run, for augmentations that follow it. Images that cannot be read are replaced by others and listed in
+    `bad`; more than the share `bad_share` of those that this rank has seen is an error. Of shards each worker shuffles
+    `buffer` images at a time, which it holds undecoded.
 
     Every `iter` is one epoch, the next one; after `load_state_dict` the one in which the state was taken goes on.
+    Workers are processes: where they are not forked, a script must guard its main part (`if __name__ == ...`).
     """
 
     def __init__(
         self,
         data: Source | Shards,
         augmentation: Augmentation,
-        batch: int | Sampler,
+        batch: SupportsIndex | Sampler,
         *,
         seed: int = 0,
         epochs: int | None = None,
         device: torch.device | str | None = None,
         workers: int | None = None,
         bad_share: float = 0.1,
+        buffer: int = 1000,
     ):
-        if augmentation.follows_the_run and epochs is None:
-            raise ValueError("this augmentation follows the run: say how many `epochs` it has")
+        _check(data, augmentation, epochs)
         workers = default_workers() if workers is None else workers
         self._device = None if device is None else torch.device(device)
         self._engine = Engine(augmentation, seed)
-        self._feed = _feed(data, Maker(self._engine, device is None, epochs), batch, workers)
+        self._feed = _feed(data, Maker(self._engine, device is None, epochs), batch, workers, buffer)
         self._loader: DataLoader[Packet] = DataLoader(
             **self._feed.arguments(),
             num_workers=workers,
@@ -91,6 +95,8 @@ class Loader:
         )
         self._next = (0, 0)  # epoch and step of the batch to come
         self._resumed = True  # whether the next `iter` goes on there, instead of with the next epoch
+        self._turn = 0  # of which `iter` is the last one
+        self._ranks = distributed.rank(), distributed.world_size()
         self.bad = BadImages(self._feed.num_images, bad_share)
         self.waiting = Waiting()
 
@@ -99,6 +105,9 @@ class Loader:
         return self._feed.steps
 
     def __iter__(self) -> Iterator[Batch]:
+        if self._ranks != (distributed.rank(), distributed.world_size()):
+            raise RuntimeError("the process group changed after this loader was made: make loaders after it")
+        self._turn = turn = self._turn + 1
         epoch, step = self._next if self._resumed else (self._next[0] + 1, 0)
         self._next, self._resumed = (epoch, step), False
         self._feed.begin(epoch, step)
@@ -116,6 +125,8 @@ class Loader:
             self.bad.note(len(packet.indices), packet.bad)
             self._next = (epoch, packet.step + 1)
             yield self._batch(packet)
+            if self._turn != turn:
+                raise RuntimeError("another epoch of this loader was begun: this one cannot go on; make two loaders")
         logger.info("epoch %d: %s%s", epoch, self.waiting, f", {len(self.bad)} bad so far" if self.bad else "")
 
     def state_dict(self) -> dict[str, Any]:
@@ -151,14 +162,26 @@ def default_workers() -> int:
     return max(1, min(_MOST_WORKERS, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
 
 
-def _feed(data: Source | Shards, maker: Maker, batch: int | Sampler, workers: int) -> Feed:
+def _check(data: Source | Shards, augmentation: Augmentation, epochs: int | None) -> None:
+    if not isinstance(data, Source | Shards):
+        raise TypeError(f"a loader takes a source or shards, got {data!r}: open it with prototile.data.open_data")
+    if not isinstance(augmentation, Augmentation):
+        raise TypeError(f"a loader takes an augmentation, got {augmentation!r}: see prototile.views.preset")
+    if augmentation.follows_the_run and epochs is None:
+        raise ValueError("this augmentation follows the run: say how many `epochs` it has")
+    for step in (0, 1):  # of one: bounds that follow the run must make sense at both of its ends
+        augmentation.at(Progress(step, 1))
+
+
+def _feed(data: Source | Shards, maker: Maker, batch: SupportsIndex | Sampler, workers: int, buffer: int) -> Feed:
     rank, world = distributed.rank(), distributed.world_size()
     if isinstance(data, Source):
-        sampler = Shuffled(len(data), batch, seed=maker.engine.seed) if isinstance(batch, int) else batch
-        return SourceFeed(data, maker, sampler, rank, world)
-    if not isinstance(batch, int):
+        if not isinstance(batch, Sampler):
+            batch = Shuffled(len(data), operator.index(batch), seed=maker.engine.seed)
+        return SourceFeed(data, maker, batch, rank, world)
+    if isinstance(batch, Sampler):
         raise ValueError("shards are read in order, so samplers do not apply: give the number of images in a batch")
-    return ShardFeed(data, maker, batch, rank, world, workers)
+    return ShardFeed(data, maker, operator.index(batch), buffer, rank, world, workers)
 
 
 def _cores() -> int:

@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 from prototile.data.source import Source, Subset
 from prototile.views.randomness import Stream, generator
 
-NAME_WIDTH = 28  # of a table: longer names are cut
+NAME_WIDTH = 28  # longer names are cut
 BAR_WIDTH = 40
 TABLE_ENDS = 10  # rows at either end of a table that is too long
 
@@ -224,10 +224,11 @@ class ClassCounts:
         left_out = len(ranked) - 2 * TABLE_ENDS
         if left_out > 1:
             ranked = np.concatenate([ranked[:TABLE_ENDS], ranked[-TABLE_ENDS:]])
-        names = [_shortened(self.names[k]) for k in ranked]
-        name_width, count_width = max(map(len, names)), len(str(self.counts.max()))
+        names = [shortened(self.names[k]) for k in ranked]
+        largest = max(int(self.counts.max()), 1)
+        name_width, count_width = max(map(len, names)), len(str(largest))
         rows = [
-            f"{name:{name_width}}  {self.counts[k]:{count_width}}  {_bar(self.counts[k] / self.counts.max())}".rstrip()
+            f"{name:{name_width}}  {self.counts[k]:{count_width}}  {_bar(int(self.counts[k]) / largest)}".rstrip()
             for name, k in zip(names, ranked, strict=True)
         ]
         if left_out > 1:
@@ -246,7 +247,8 @@ def _check_imbalance(imbalance: float) -> None:
         raise ValueError(f"the imbalance is largest over smallest class, finite and at least 1, got {imbalance}")
 
 
-def _shortened(name: str) -> str:
+def shortened(name: str) -> str:
+    """A class's name as tables and figures show it."""
     return name if len(name) <= NAME_WIDTH else f"{name[: NAME_WIDTH - 3]}..."
 
 

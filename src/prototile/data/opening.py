@@ -10,11 +10,13 @@ folder:PATH              all images below a folder, without labels
 classes:PATH             one folder per class
 list:FILE                the images that a list names
 shards:PATTERN           tar files, which are read in order (`shards.open_shards`)
-PATH                     whichever of folder, list and shards it is
+PATH                     whichever of folder, list and shards it is: shards are tar files, an index .json, a folder
+                         that holds nothing but tar files, and URLs
 """
 
 import difflib
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,7 +46,7 @@ def open_source(spec: str, split: str | None = None, download: bool = False) -> 
         raise ValueError(f"{spec} names shards, which are read in order; here images are needed by number")
     if name in NAMES:
         return _named(name, rest, split, download)
-    path = Path(spec).expanduser()
+    path = Path(os.path.expanduser(spec))
     if path.exists():
         return _named("folder" if path.is_dir() else "list", spec, split, download)
     if "/" in name or os.sep in name or (colon and len(name) == 1):  # a path, perhaps with a drive's letter
@@ -55,7 +57,15 @@ def open_source(spec: str, split: str | None = None, download: bool = False) -> 
 
 
 def _names_shards(spec: str) -> bool:
-    return spec.startswith("shards:") or spec.lower().endswith(SHARD_ENDINGS)
+    if spec.startswith("shards:"):
+        return True
+    if spec.partition(":")[0] in NAMES:
+        return False
+    path = os.path.expanduser(spec)
+    if os.path.isdir(path):
+        files = [file for file in os.listdir(path) if not file.startswith(".")]
+        return files != [] and all(file.endswith(SHARD_ENDINGS) for file in files)
+    return bool(re.match(r"[A-Za-z][A-Za-z0-9+.-]+://|pipe:", spec)) or spec.lower().endswith((*SHARD_ENDINGS, ".json"))
 
 
 def _named(name: str, rest: str, split: str | None, download: bool) -> Source:
@@ -65,7 +75,7 @@ def _named(name: str, rest: str, split: str | None, download: bool) -> Source:
         return digits(split or "train")
     if not rest:
         raise ValueError(f"where is it? Write {name}:PATH (for a folder that is called {name}: ./{name})")
-    path = Path(rest).expanduser()
+    path = Path(os.path.expanduser(rest))
     if name in PATHS:
         if split is not None:
             raise ValueError(f"{path} is all one split; leave out {split!r} and open the folder or list of that split")

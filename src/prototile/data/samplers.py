@@ -12,7 +12,9 @@ ones that an unbroken run would have seen. Classes are those that occur in `labe
 Axes: n images, b images of a batch, c classes, k classes of a batch. N is the number of images of a class.
 """
 
+import zlib
 from abc import ABC, abstractmethod
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +28,11 @@ class Sampler(ABC):
     """Which images a batch holds; equal arguments give equal batches, in whatever order they are asked for."""
 
     batch_size: int  # over all ranks
+    num_images: int  # of the source that it chooses from
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What decides its batches, for a resumed run to compare: plain values."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -47,10 +54,13 @@ class Shuffled(Sampler):
                 f"use a batch_size of at most {num_images}, or drop_last=False"
             )
         self.batch_size = batch_size
-        self._num_images = num_images
+        self.num_images = num_images
         self._seed = seed
         self._steps = num_images // batch_size if drop_last else -(-num_images // batch_size)
         self._drawn = (-1, np.empty(0, np.int64))  # the epoch whose order this is
+
+    def identity(self) -> dict[str, Any]:
+        return {"sampler": "shuffled", "images": self.num_images, "batch": self.batch_size, "seed": self._seed}
 
     def __len__(self) -> int:
         return self._steps
@@ -59,7 +69,7 @@ class Shuffled(Sampler):
         assert 0 <= step < len(self)
         drawn, order = self._drawn
         if drawn != epoch:
-            order = generator(self._seed, Stream.SAMPLER, epoch, 0).permutation(self._num_images)
+            order = generator(self._seed, Stream.SAMPLER, epoch, 0).permutation(self.num_images)
             self._drawn = (epoch, order)
         return order[step * self.batch_size : (step + 1) * self.batch_size].copy()
 
@@ -70,14 +80,17 @@ class InOrder(Sampler):
     def __init__(self, num_images: int, batch_size: int):
         _check_positive(num_images=num_images, batch_size=batch_size)
         self.batch_size = batch_size
-        self._num_images = num_images
+        self.num_images = num_images
+
+    def identity(self) -> dict[str, Any]:
+        return {"sampler": "in order", "images": self.num_images, "batch": self.batch_size}
 
     def __len__(self) -> int:
-        return -(-self._num_images // self.batch_size)
+        return -(-self.num_images // self.batch_size)
 
     def batch(self, epoch: int, step: int) -> Int[np.ndarray, " b"]:
         assert 0 <= step < len(self)
-        return np.arange(step * self.batch_size, min((step + 1) * self.batch_size, self._num_images))
+        return np.arange(step * self.batch_size, min((step + 1) * self.batch_size, self.num_images))
 
 
 class ClassesPerBatch(Sampler):
@@ -101,9 +114,14 @@ class ClassesPerBatch(Sampler):
         self._images = _ImagesOfClasses(labels)
         _check_fits(self._images, batch_size, classes)
         self.batch_size = batch_size
+        self.num_images = len(labels)
         self.classes = classes
         self._seed = seed
         self._steps = _steps(steps, len(labels), batch_size)
+
+    def identity(self) -> dict[str, Any]:
+        chosen = {"sampler": "classes per batch", "batch": self.batch_size, "classes": self.classes, "seed": self._seed}
+        return chosen | self._images.identity()
 
     def __len__(self) -> int:
         return self._steps
@@ -142,8 +160,14 @@ class ClassPower(Sampler):
         weights = (self._images.sizes / self._images.sizes.max()) ** exponent
         self.probabilities: Float[np.ndarray, " c"] = weights / weights.sum()
         self.batch_size = batch_size
+        self.num_images = len(labels)
+        self._exponent = exponent
         self._seed = seed
         self._steps = _steps(steps, len(labels), batch_size)
+
+    def identity(self) -> dict[str, Any]:
+        chosen = {"sampler": "class power", "batch": self.batch_size, "exponent": self._exponent, "seed": self._seed}
+        return chosen | self._images.identity()
 
     def __len__(self) -> int:
         return self._steps
@@ -174,6 +198,9 @@ class _ImagesOfClasses:
         self.ids, self.class_of, self.sizes = np.unique(class_labels(labels), return_inverse=True, return_counts=True)
         self._images = np.argsort(self.class_of, kind="stable")
         self._starts = np.cumsum(self.sizes) - self.sizes
+
+    def identity(self) -> dict[str, int]:
+        return {"images": len(self.class_of), "labels": zlib.crc32(self.class_of.astype("<i8").tobytes())}
 
     def draw(
         self, classes: Int[np.ndarray, " k"], counts: Int[np.ndarray, " k"], random: np.random.Generator

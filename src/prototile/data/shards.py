@@ -22,6 +22,7 @@ import contextlib
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import re
 import tarfile
@@ -174,8 +175,8 @@ def _shuffled(shards: Shards, part: Part, begin: int, end: int, skip: int) -> It
 
 
 def _permuted(samples: Iterator[ShardSample], size: int, random: np.random.Generator) -> Iterator[ShardSample]:
-    block = list(islice(samples, size))
-    return (block[i] for i in random.permutation(size))
+    block = dict(enumerate(islice(samples, size)))
+    return (block.pop(i) for i in random.permutation(size).tolist())
 
 
 def _read_span(shards: Shards, name: str, span: Span) -> Iterator[ShardSample]:
@@ -183,7 +184,7 @@ def _read_span(shards: Shards, name: str, span: Span) -> Iterator[ShardSample]:
     url, size = shards.urls[span.shard], int(shards.sizes[span.shard])
     offset = int(shards.sizes[: span.shard].sum())
     count = 0
-    for position, files in enumerate(_samples(url, content=True)):
+    for position, files in enumerate(_samples(url, span.begin)):
         if span.begin <= position < span.end:
             image = files[_image_ending(url, files)]
             yield ShardSample(offset + position, f"{name}/{files['__key__']}", image, _label(url, files))
@@ -205,12 +206,12 @@ def _names(urls: tuple[str, ...]) -> tuple[str, ...]:
 # A shard's samples.
 
 
-def _samples(url: str, *, content: bool) -> Iterator[dict[str, Any]]:
-    """The samples of a shard: bytes by ending, and a `__key__`; with `content` false, no bytes."""
+def _samples(url: str, begin: float) -> Iterator[dict[str, Any]]:
+    """The samples of a shard: bytes by ending, and a `__key__`; those before number `begin` without their bytes."""
     from webdataset.tariterators import group_by_keys
 
     try:
-        yield from group_by_keys(_files(url, content=content))
+        yield from group_by_keys(_files(url, begin))
     except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
         reason = str(error.args[0] if isinstance(error, ValueError) else error) or repr(error)
         raise ValueError(
@@ -218,12 +219,14 @@ def _samples(url: str, *, content: bool) -> Iterator[dict[str, Any]]:
         ) from error
 
 
-def _files(url: str, *, content: bool) -> Iterator[dict[str, Any]]:
-    """The files in a shard, in the form that webdataset groups into samples."""
+def _files(url: str, begin: float) -> Iterator[dict[str, Any]]:
+    """The files in a shard, in the form that webdataset groups into samples; the first ones are passed over unread."""
     from webdataset.gopen import Pipe, gopen
+    from webdataset.tariterators import base_plus_ext
 
     stream: Any = gopen(url)
     piped = isinstance(stream, Pipe)
+    key, position = None, -1
     if piped:
         stream.ignore_errors = True  # its command fails as well when we stop reading early
     try:
@@ -231,7 +234,10 @@ def _files(url: str, *, content: bool) -> Iterator[dict[str, Any]]:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined] # else it keeps every header
                 if member.isreg() and not re.match("__[^/]*__($|/)", member.name):
-                    file = tar.extractfile(member) if content else None
+                    name, _ = base_plus_ext(member.name)  # None where there is no ending: belongs to no sample
+                    if name not in (None, key):
+                        key, position = name, position + 1
+                    file = tar.extractfile(member) if position >= begin else None
                     yield {"fname": member.name, "data": file.read() if file else b"", "__url__": url}
     except tarfile.TarError as error:
         if piped and stream.status and stream.status > 0:  # a negative one is our own breaking off
@@ -337,7 +343,7 @@ def _size(url: str) -> int:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return int(json.loads(cache.read_text())["images"])
     count = 0
-    for files in _samples(url, content=False):
+    for files in _samples(url, math.inf):
         _image_ending(url, files)
         count += 1
     if count == 0:

@@ -8,11 +8,13 @@
 Axes: n images, h w pixels, c classes.
 """
 
+import warnings
 from abc import ABC, abstractmethod
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
 
@@ -39,7 +41,7 @@ class Source(ABC):
 
 
 class Arrays(Source):
-    """Images that lie in memory, grey or RGB, channels last."""
+    """Images that lie in memory, grey or RGB, channels last; workers share them, forked or not."""
 
     def __init__(
         self,
@@ -49,11 +51,16 @@ class Arrays(Source):
         *,
         name: str = "image",
     ):
-        if images.ndim == 4 and images.shape[3] != 3:
-            raise ValueError(f"images must be n x h x w or n x h x w x 3, got {images.shape}")
-        self._images = images if images.ndim == 4 else images[..., None]
+        if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,)):
+            raise ValueError(
+                f"images must be uint8, n x h x w or n x h x w x 3, got {images.dtype} of shape {images.shape}"
+            )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing writes to it
+            # as a tensor, which is sent to other processes without a copy
+            self._images = torch.from_numpy(images if images.ndim == 4 else images[..., None])
         self._name = name
-        self.labels = labels
+        self.labels = None if labels is None else whole_labels(labels, len(images))
         self.classes = classes
 
     def __len__(self) -> int:
@@ -61,20 +68,31 @@ class Arrays(Source):
 
     def image(self, index: int) -> UInt8[Tensor, "3 h w"]:
         # channels last in memory, as decoders give it and resizing likes it
-        return torch.from_numpy(np.broadcast_to(self._images[index], (*self._images.shape[1:3], 3)).copy()).permute(
-            2, 0, 1
-        )
+        image = self._images[index].expand(-1, -1, 3)
+        return image.clone(memory_format=torch.contiguous_format).permute(2, 0, 1)
 
     def id(self, index: int) -> str:
         return f"{self._name}/{index}"
 
 
 class Subset(Source):
-    """The images of `source` numbered `indices`, in that order."""
+    """The images of `source` numbered `indices`, in that order; or those where `indices`, one for each, is true."""
 
-    def __init__(self, source: Source, indices: Int[np.ndarray, " n"]):
+    def __init__(self, source: Source, indices: Int[np.ndarray, " n"] | Bool[np.ndarray, " images"]):
+        indices = np.asarray(indices)
+        if indices.dtype == bool and indices.shape == (len(source),):
+            indices = np.flatnonzero(indices)
+        elif indices.ndim != 1 or not (np.issubdtype(indices.dtype, np.integer) or indices.size == 0):
+            raise ValueError(
+                f"a subset needs numbers of images, or a boolean for each of the {len(source)}, "
+                f"got {indices.dtype} of shape {indices.shape}"
+            )
+        if indices.size and not (indices.min() >= 0 and indices.max() < len(source)):
+            raise ValueError(
+                f"there are images 0 to {len(source) - 1}, so there is none for {indices.min()} or {indices.max()}"
+            )
         self._source = source
-        self._indices = np.asarray(indices, np.int64)
+        self._indices = indices.astype(np.int64)
         self.labels = None if source.labels is None else source.labels[self._indices]
         self.classes = source.classes
 
@@ -86,3 +104,13 @@ class Subset(Source):
 
     def id(self, index: int) -> str:
         return self._source.id(int(self._indices[index]))
+
+
+def whole_labels(labels: Any, images: int) -> Int[np.ndarray, " n *c"]:
+    """The labels of so many images as whole numbers, whatever they came as."""
+    found = np.asarray(labels)
+    if len(found) != images:
+        raise ValueError(f"every image needs its label, got {images} images and {len(found)} labels")
+    if not np.array_equal(found, found.astype(np.int64)):
+        raise ValueError(f"labels must be whole numbers, got {found.dtype}: number the classes from 0")
+    return found.astype(np.int64)

@@ -5,7 +5,7 @@
     digits              the same in miniature, drawn: nothing to download
 
 Digit r = 0..9 has P(r) proportional to (r + 1)^-exponent in training and 1/10 in the test split. The factors are
-independent: every class of objects has the same share of each digit, exactly, up to rounding. A method that expects
+independent: every class of objects has the same share of each digit, up to rounding. A method that expects
 uniform clusters finds objects, one that expects a long tail may find digits (https://arxiv.org/abs/2210.07277).
 
 Axes: n images, m pieces of handwriting, h w pixels.
@@ -106,14 +106,22 @@ def _shares(split: str, exponent: float) -> Float[np.ndarray, "10"]:
 
 
 def _independent(objects: Labels, shares: Float[np.ndarray, "10"], rng: np.random.Generator) -> Labels:
-    """Digits whose joint distribution with the objects is the product; largest remainders round within a class."""
+    """Digits whose joint distribution with the objects is the product up to rounding.
+
+    Each kind of object has the largest remainders rounded up, and what that leaves over is carried to the next kind, so
+    the digits' counts are less than 1 off within a kind and at most 2 off overall.
+    """
     digit = np.empty(len(objects), np.int64)
+    carried = np.zeros(len(shares))
     for kind in np.unique(objects):
         members = np.flatnonzero(objects == kind)
         exact = shares * len(members)
-        counts = np.floor(exact).astype(np.int64)
-        remainders = np.argsort(counts - exact, kind="stable")
-        counts[remainders[: len(members) - counts.sum()]] += 1
+        counts = np.floor(exact + 1e-9).astype(np.int64)  # not one less where rounding left 19.999999999
+        carried += exact - counts
+        remainders = np.argsort(np.where(exact - counts > 1e-9, -carried, np.inf), kind="stable")
+        up = remainders[: len(members) - counts.sum()]
+        counts[up] += 1
+        carried[up] -= 1
         digit[rng.permutation(members)] = np.repeat(np.arange(10), counts)
     return digit
 

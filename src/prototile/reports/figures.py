@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
-from prototile.data.longtail import ClassCounts, Groups
+from prototile.data.longtail import ClassCounts, Groups, shortened
 
 COLOURS = {"head": "#1b4f72", "middle": "#2e86c1", "tail": "#85c1e9"}
 NAMED_CLASSES = 30  # with more, names would not be readable
@@ -38,7 +38,7 @@ def class_counts(counts: ClassCounts, groups: Groups | None = None) -> Figure:
     axes.set_ylabel("images")
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     if len(ranked) <= NAMED_CLASSES:
-        names = [counts.names[k] for k in ranked]
+        names = [shortened(counts.names[k]) for k in ranked]
         axes.set_xticks(np.arange(len(ranked)) + 1, names, rotation=45, ha="right", rotation_mode="anchor")
         axes.vlines(edges[1:-1], lowest, counts.counts[ranked[:-1]], color="white", linewidth=1.5)
     else:

@@ -76,8 +76,8 @@ def linear_jitter_(
     x: Float[Tensor, "n 3 h w"], order: Int[Tensor, "n slots"], factors: Float[Tensor, "n factors"]
 ) -> None:
     """Jitter and grey of every image, as one matrix each."""
-    matrix, shift = _composed(order.long(), factors.double(), x.mean((2, 3)).double())
-    x.copy_(torch.baddbmm(shift.to(x), matrix.to(x), x.flatten(2)).clamp_(0, 1).view_as(x))
+    matrix, shift = _composed(order.long(), factors, x.mean((2, 3)))
+    x.copy_(torch.baddbmm(shift, matrix, x.flatten(2)).clamp_(0, 1).view_as(x))
 
 
 def _luma(x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 1 h w"]:

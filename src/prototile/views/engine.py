@@ -10,7 +10,7 @@ depends on the seed and on its image's key alone, not on who makes it.
 Axes: b images, v views, n = v * b rows, view after view; h w pixels, s size of a view.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,12 +20,14 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from prototile.schedules import Progress
-from prototile.types import Views
-from prototile.views.draws import NUMBERS, Boxes, Looks, draw_boxes, draw_looks
+from prototile.types import Views, moved
+from prototile.views.draws import NUMBERS, Looks, draw_boxes, draw_looks
 from prototile.views.finish import finish
-from prototile.views.masks import Draw, Generators, Hidden
+from prototile.views.masks import Draw, Generators
 from prototile.views.randomness import Stream, generator
 from prototile.views.spec import Augmentation, Group, Interpolation
+
+_PORTION_BYTES = 2**25  # of decoded images that are cropped together
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class Crops:
     keep: Int[Tensor, "v b m"] | None = None
 
     def to(self, device: torch.device | str) -> "Crops":
-        mask, keep = (x if x is None else x.to(device, non_blocking=True) for x in (self.mask, self.keep))
-        return Crops(self.images.to(device, non_blocking=True), self.looks, mask, keep)
+        mask, keep = (None if x is None else moved(x, device) for x in (self.mask, self.keep))
+        return Crops(moved(self.images, device), self.looks, mask, keep)
 
     def pin_memory(self) -> "Crops":
         mask, keep = (x if x is None else x.pin_memory() for x in (self.mask, self.keep))
@@ -54,37 +56,37 @@ class Engine:
     seed: int = 0
 
     def __call__(
-        self, images: Sequence[UInt8[Tensor, "3 _h _w"]], draw: Draw, progress: Progress | None = None
+        self, images: Iterable[UInt8[Tensor, "3 _h _w"]], draw: Draw, progress: Progress | None = None
     ) -> tuple[Views, ...]:
-        """All views of the images, finished where the images lie."""
+        """All views of the images, finished on the CPU."""
         return tuple(self.finish(crops) for crops in self.crop(images, draw, progress))
 
     def crop(
-        self, images: Sequence[UInt8[Tensor, "3 _h _w"]], draw: Draw, progress: Progress | None = None
+        self, images: Iterable[UInt8[Tensor, "3 _h _w"]], draw: Draw, progress: Progress | None = None
     ) -> tuple[Crops, ...]:
-        """The crops of each group; `progress` is needed only by augmentations that follow the run."""
-        if len(images) != len(draw.numbers):
-            raise ValueError(f"every image needs a key: got {len(images)} images and {len(draw.numbers)} keys")
-        groups = self._at(progress).groups
-        uniform = self._uniform(draw)
-        heights, widths = np.array([image.shape[1:] for image in images], np.int64).reshape(-1, 2).T
-        crops, first = [], 0
+        """The crops of each group; `progress` is needed only by augmentations that follow the run.
+
+        Images are taken from an iterator as they are needed: few lie in memory at a time.
+        """
+        groups, count = self._at(progress).groups, len(draw.numbers)
+        numbers = np.split(self._uniform(draw), np.cumsum([len(group.views) for group in groups])[:-1], axis=1)
+        pixels = [
+            torch.empty(len(group.views), count, 3, group.size, group.size, dtype=torch.uint8) for group in groups
+        ]
+        start = 0
+        for some in _portions(images):
+            part = slice(start, start := start + len(some))
+            if start > count:
+                break
+            for group, uniform, out in zip(groups, numbers, pixels, strict=True):
+                _crop(some, group, uniform[part], out[:, part])
+        if start != count:
+            raise ValueError(f"every image needs a key: {count} keys, {'more' if start > count else start} images")
         generators = Generators.of(self.seed, draw)
-        for group in groups:
-            numbers = uniform[:, first : first + len(group.views)]
-            first += len(group.views)
-            boxes = draw_boxes(group.views, numbers, heights, widths)
-            hidden = Hidden()
-            if group.masks is not None:
-                hidden = group.masks(len(group.views), group.size // group.patch, draw, generators)
-            crops.append(
-                Crops(
-                    _cropped(images, group, boxes),
-                    draw_looks(group.views, numbers),
-                    *(None if x is None else torch.from_numpy(x) for x in hidden),
-                )
-            )
-        return tuple(crops)
+        return tuple(
+            Crops(out, draw_looks(group.views, uniform), *self._hidden(group, draw, generators))
+            for group, uniform, out in zip(groups, numbers, pixels, strict=True)
+        )
 
     def finish(self, crops: Crops) -> Views:
         """The views as a network takes them, on the device where the crops lie."""
@@ -105,18 +107,48 @@ class Engine:
             generator(self.seed, Stream.VIEWS, draw.epoch, int(number)).random(out=image)
         return out
 
+    def _hidden(self, group: Group, draw: Draw, generators: Generators) -> tuple[Tensor | None, Tensor | None]:
+        if group.masks is None:
+            return None, None
+        mask, keep = group.masks(len(group.views), group.size // group.patch, draw, generators)
+        return None if mask is None else torch.from_numpy(mask), None if keep is None else torch.from_numpy(keep)
 
-def _cropped(images: Sequence[Tensor], group: Group, boxes: Boxes) -> UInt8[Tensor, "v b 3 s s"]:
-    size = group.size
-    out = torch.empty(len(group.views), len(images), 3, size, size, dtype=torch.uint8)
+
+def _portions(images: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """The images, some megabytes at a time."""
+    portion, size = [], 0
+    for image in images:
+        _check(image)
+        portion.append(image)
+        size += image.numel()
+        if size >= _PORTION_BYTES:
+            yield portion
+            portion, size = [], 0
+    if portion:
+        yield portion
+
+
+def _check(image: Tensor) -> None:
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or image.device.type != "cpu":
+        raise ValueError(
+            f"images must be uint8, 3 x h x w, on the CPU, got {image.dtype} of shape {tuple(image.shape)} on "
+            f"{image.device}: give pixels from 0 to 255, grey ones three times"
+        )
+
+
+def _crop(
+    images: Sequence[Tensor], group: Group, uniform: Float[np.ndarray, "b v numbers"], out: UInt8[Tensor, "v b 3 s s"]
+) -> None:
+    """Draw boxes and cut them out, resized and perhaps flipped."""
+    heights, widths = np.array([image.shape[1:] for image in images], np.int64).T
+    boxes = draw_boxes(group.views, uniform, heights, widths)
     places = np.stack([boxes.top, boxes.left, boxes.height, boxes.width, boxes.flip], -1).tolist()
     for b, image in enumerate(images):
         for v, view in enumerate(group.views):
             top, left, height, width, flip = places[b][v]
             crop = image[:, top : top + height, left : left + width]
-            resized = _resized(crop, size, view.interpolation)
+            resized = _resized(crop, group.size, view.interpolation)
             out[v, b] = resized.flip(-1) if flip else resized
-    return out
 
 
 def _resized(image: UInt8[Tensor, "3 h w"], size: int, interpolation: Interpolation) -> UInt8[Tensor, "3 s s"]:

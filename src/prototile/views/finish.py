@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from prototile.precision import no_autocast
+from prototile.precision import no_autocast, no_tf32
 from prototile.views import colour
 from prototile.views.blur import blur_
 from prototile.views.draws import BLUR, BRIGHTNESS, CONTRAST, GRAY, GRAY_SLOT, HUE, NOTHING, SATURATION, SOLARIZE, Looks
@@ -38,13 +38,14 @@ _FEW_RUNS = 4
 
 @torch.no_grad()
 @no_autocast
+@no_tf32
 def finish(
     images: UInt8[Tensor, "n 3 h w"], looks: Looks, normalization: Normalization, method: Colour = "exact"
 ) -> Float[Tensor, "n 3 h w"]:
     """Apply each image's operations and normalise, on the device of `images`."""
     device = images.device
-    out = torch.empty(images.shape, device=device)
-    mean, std = (torch.tensor(x, device=device).view(3, 1, 1) for x in (normalization.mean, normalization.std))
+    out = torch.empty(images.shape, dtype=torch.float32, device=device)
+    mean, std = (torch.tensor(x).to(out).view(3, 1, 1) for x in (normalization.mean, normalization.std))
     scale, shift = 1 / std, mean / std
     step = max(1, _CHUNK_BYTES.get(device.type, _CHUNK_BYTES_ELSEWHERE) // (4 * math.prod(images.shape[1:])))
     for start in range(0, len(images), step):

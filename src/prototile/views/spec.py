@@ -68,6 +68,8 @@ class View:
             raise ValueError(f"a view must have at least one pixel, got size {self.size}")
         for name in ("flip", "gray", "solarize"):
             _check_probability(f"a view's {name}", vars(self)[name])
+        if self.interpolation not in ("bicubic", "bilinear"):
+            raise ValueError(f"a view's interpolation must be 'bicubic' or 'bilinear', got {self.interpolation!r}")
         low, high = self.scale
         if not (isinstance(low, Schedule) or isinstance(high, Schedule) or 0 < low <= high <= 1):
             raise ValueError(f"a view's scale must be (low, high) with 0 < low <= high <= 1, got {self.scale}")
@@ -93,6 +95,10 @@ class Group:
     patch: int = 16
 
     def __post_init__(self) -> None:
+        if not self.views:
+            raise ValueError("a group needs at least one view; leave out a group that has none")
+        if self.patch < 1:
+            raise ValueError(f"a patch must have at least one pixel, got {self.patch}")
         if len({view.size for view in self.views}) != 1:
             raise ValueError(f"a group must hold views of one size, got sizes {[view.size for view in self.views]}")
         if self.masks is not None and self.size % self.patch:

@@ -1,0 +1,12 @@
+"""Bad images: the list of them."""
+
+import os
+
+from prototile.data.bad import BadImages
+
+
+def test_names_of_any_bytes_are_listed(tmp_path):
+    bad = BadImages(10, 1)
+    bad.note(2, [(os.fsdecode(b"b\xff.png"), "broken"), ("ü.png", "empty")])
+    bad.write(tmp_path / "bad.txt")
+    assert (tmp_path / "bad.txt").read_bytes() == b"b\xff.png\tbroken\n" + "ü.png\tempty\n".encode()
