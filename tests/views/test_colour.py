@@ -179,7 +179,7 @@ def composed(pixels: np.ndarray, order: tuple[int, ...], values: np.ndarray, gra
 def linear(images: Tensor, looks: Looks) -> Tensor:
     x = images.clone()
     order, factors = torch.from_numpy(looks.order[:, : GRAY_SLOT + 1]), torch.from_numpy(looks.factors)
-    colour.linear_jitter_(x, order, factors)
+    colour.affine_(x, *colour.composed(order, factors))
     return x
 
 

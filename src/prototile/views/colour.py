@@ -3,7 +3,7 @@
     brightness_, contrast_, saturation_, hue_    the float operations of torchvision's ColorJitter, each clamped
     gray_                                        the luma in all three channels
     solarize_                                    values from 128 / 255 on inverted
-    linear_jitter_                               jitter and grey composed to one 3 x 4 matrix an image
+    composed, affine_                            jitter and grey as one affine map of each image's pixels
 
 The composed form is faster and another operator: it clamps once, after all of jitter, and its hue is a rotation of the
 plane of chrominance (YIQ), which keeps the luma, where `hue_` turns HSV's hexagon, which keeps the largest channel.
@@ -72,33 +72,32 @@ def solarize_(x: Float[Tensor, "n 3 h w"]) -> None:
     x.add_(inverted.mul_(1 - 2 * x))
 
 
-def linear_jitter_(
-    x: Float[Tensor, "n 3 h w"], order: Int[Tensor, "n slots"], factors: Float[Tensor, "n factors"]
-) -> None:
-    """Jitter and grey of every image, as one matrix each."""
-    matrix, shift = _composed(order.long(), factors, x.mean((2, 3)))
-    x.copy_(torch.baddbmm(shift, matrix, x.flatten(2)).clamp_(0, 1).view_as(x))
+def composed(
+    order: Int[Tensor, "n slots"], factors: Float[Tensor, "n factors"]
+) -> tuple[Float[Tensor, "n 3 3"], Float[Tensor, "n 3 3"]]:
+    """What jitter and grey amount to without their clamps: pixels x of an image with mean m become A x + B m.
+
+    The mean goes through the same map as the pixels, and contrast, which mixes in the mean's luma, adds to B.
+    """
+    steps, rows = _matrices(factors), torch.arange(len(factors), device=factors.device)
+    luma, pull = factors.new_tensor(_TO_LUMA), (1 - factors[:, CONTRAST]).view(-1, 1, 1)
+    of_pixel, of_mean = torch.eye(3).to(factors).expand(len(factors), 3, 3), factors.new_zeros(len(factors), 3, 3)
+    for operation in order.long().T:
+        step = steps[rows, operation]
+        to_mean = (operation == CONTRAST).view(-1, 1, 1) * pull * (luma @ (of_pixel + of_mean))
+        of_pixel, of_mean = step @ of_pixel, step @ of_mean + to_mean
+    return of_pixel, of_mean
+
+
+def affine_(x: Float[Tensor, "n 3 h w"], of_pixel: Float[Tensor, "n 3 3"], of_mean: Float[Tensor, "n 3 3"]) -> None:
+    """Apply what `composed` gave."""
+    shift = of_mean @ x.mean((2, 3)).unsqueeze(2)
+    x.copy_(torch.baddbmm(shift, of_pixel, x.flatten(2)).clamp_(0, 1).view_as(x))
 
 
 def _luma(x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 1 h w"]:
     r, g, b = x.split(1, 1)
     return (r * _LUMA[0]).add_(g, alpha=_LUMA[1]).add_(b, alpha=_LUMA[2])
-
-
-def _composed(
-    order: Int[Tensor, "n slots"], factors: Float[Tensor, "n factors"], means: Float[Tensor, "n 3"]
-) -> tuple[Float[Tensor, "n 3 3"], Float[Tensor, "n 3 1"]]:
-    """The affine maps that the operations make; contrast needs the image's mean, which is mapped along."""
-    steps = _matrices(factors)
-    luma, rows = means.new_tensor(_LUMA), torch.arange(len(means), device=means.device)
-    towards_mean = (1 - factors[:, CONTRAST]).view(-1, 1, 1)
-    matrix, shift = torch.eye(3).to(means).expand(len(means), 3, 3), torch.zeros_like(means).unsqueeze(2)
-    for operation in order.T:
-        step = steps[rows, operation]
-        mean_luma = luma @ (matrix @ means.unsqueeze(2) + shift)
-        offset = towards_mean * mean_luma.unsqueeze(2) * (operation == CONTRAST).view(-1, 1, 1)
-        matrix, shift = step @ matrix, step @ shift + offset
-    return matrix, shift
 
 
 def _matrices(factors: Float[Tensor, "n factors"]) -> Float[Tensor, "n operations 3 3"]:

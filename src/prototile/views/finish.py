@@ -47,10 +47,17 @@ def finish(
     out = torch.empty(images.shape, dtype=torch.float32, device=device)
     mean, std = (torch.tensor(x).to(out).view(3, 1, 1) for x in (normalization.mean, normalization.std))
     scale, shift = 1 / std, mean / std
+    maps = None
+    if method == "linear":
+        maps = colour.composed(_there(looks.order[:, : GRAY_SLOT + 1], device), _there(looks.factors, device))
+        looks = Looks(looks.order[:, GRAY_SLOT + 1 :], looks.factors)
     step = max(1, _CHUNK_BYTES.get(device.type, _CHUNK_BYTES_ELSEWHERE) // (4 * math.prod(images.shape[1:])))
     for start in range(0, len(images), step):
         rows = slice(start, start + step)
-        x, place = _operated(images[rows].float().mul_(1 / 255), looks[rows], method)
+        x = images[rows].float().mul_(1 / 255)
+        if maps is not None:
+            colour.affine_(x, maps[0][rows], maps[1][rows])
+        x, place = _operated(x, looks[rows])
         if (place[1:] > place[:-1]).all():
             torch.mul(x, scale, out=out[rows]).sub_(shift)
         else:
@@ -58,15 +65,10 @@ def finish(
     return out
 
 
-def _operated(
-    x: Float[Tensor, "n 3 h w"], looks: Looks, method: Colour
-) -> tuple[Float[Tensor, "n 3 h w"], Int[np.ndarray, " n"]]:
+def _operated(x: Float[Tensor, "n 3 h w"], looks: Looks) -> tuple[Float[Tensor, "n 3 h w"], Int[np.ndarray, " n"]]:
     """The images after their operations, and which image lies where. What to do is known here, without asking a GPU."""
-    order, place, factors = looks.order, np.arange(len(x)), _there(looks.factors, x.device)
-    if method == "linear":
-        colour.linear_jitter_(x, _there(order[:, : GRAY_SLOT + 1], x.device), factors)
-        order = order[:, GRAY_SLOT + 1 :]
-    for operations in order.T:
+    place, factors = np.arange(len(x)), _there(looks.factors, x.device)
+    for operations in looks.order.T:
         runs = _runs(operations[place])
         if len(runs) > _FEW_RUNS:
             by = operations[place].argsort(kind="stable")
