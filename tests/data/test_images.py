@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image, features
+from PIL import Image
 
 from prototile.data.images import decode, from_pil, read
 from prototile.data.source import BadImage
@@ -198,7 +198,7 @@ def test_memory_is_channels_last(kind):
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF"])
 def test_truncated_files_are_bad(kind):
-    if kind == "AVIF" and not features.check("avif"):
+    if kind == "AVIF" and ".avif" not in Image.registered_extensions():
         pytest.skip("this Pillow reads no AVIF")
     data = encoded(RGB, kind)
     assert decode(data).shape == (3, HEIGHT, WIDTH)
