@@ -141,7 +141,7 @@ class SourceFeed(Feed):
             )
         self.num_images = len(source)
         self.steps = len(sampler)
-        self._identity = sampler.identity() | {"steps": self.steps, "views": maker.engine.seed}
+        self._identity = sampler.identity() | {"steps": self.steps, "view_seed": maker.engine.seed}
         self._batches = _SourceBatches(source, maker, self.steps)
         self._requests = _Requests(sampler, rank, world)
 
