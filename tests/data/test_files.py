@@ -272,3 +272,10 @@ def test_no_file_is_looked_at_while_finding(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "stat", lambda path, **options: looks.append(path) or stat(path, **options))
     assert len(class_folders(tmp_path)) == 200
     assert 6 <= len(looks) <= 8  # the folders
+
+
+def test_a_folder_of_archives_is_perhaps_one_of_shards(tmp_path):
+    (tmp_path / "a.tar.gz").touch()
+    (tmp_path / "README").touch()
+    with refused(f"Tar files are opened as shards:{tmp_path}"):
+        folder(tmp_path)

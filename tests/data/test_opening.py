@@ -71,7 +71,8 @@ def test_data_sets(tree, monkeypatch):
 @pytest.mark.parametrize(
     ("spec", "split", "message"),
     [
-        ("cifar01:data", None, "'cifar01' is neither a data set (did you mean cifar10?)"),
+        ("cifar01:data", None, "'cifar01' is neither a data set nor a path that exists (did you mean cifar10?)"),
+        ("picturs", None, "'picturs' is neither a data set nor a path that exists (did you mean pictures?)"),
         ("digit", None, "did you mean digits?"),
         ("quux", None, "nor a path that exists; there are: digits, mnist-on-cifar, cifar10"),
         ("cifar10", None, "Write cifar10:PATH (for a folder that is called cifar10: ./cifar10)"),

@@ -144,7 +144,8 @@ def image_paths(root: PathLike) -> list[str]:
     if not paths:
         endings = Counter(Path(path).suffix.lower() or "no ending" for path in _walk(str(root), "", ()))
         found = ", ".join(f"{count} x {ending}" for ending, count in endings.most_common(8)) or "it is empty"
-        raise ValueError(f"no images below {root} (found: {found}); images end in {' '.join(IMAGE_ENDINGS)}")
+        shards = f". Tar files are opened as shards:{root}" if endings.keys() & {".tar", ".tgz", ".gz"} else ""
+        raise ValueError(f"no images below {root} (found: {found}); images end in {' '.join(IMAGE_ENDINGS)}{shards}")
     return paths
 
 

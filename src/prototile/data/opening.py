@@ -51,9 +51,9 @@ def open_source(spec: str, split: str | None = None, download: bool = False) -> 
         return _named("folder" if path.is_dir() else "list", spec, split, download)
     if "/" in name or os.sep in name or (colon and len(name) == 1):  # a path, perhaps with a drive's letter
         existing(path, "folder or list", os.path.exists)
-    nearest = difflib.get_close_matches(name, NAMES, 1)
+    nearest = difflib.get_close_matches(name, [*NAMES, *os.listdir()], 1)
     hint = f" (did you mean {nearest[0]}?)" if nearest else ""
-    raise ValueError(f"{name!r} is neither a data set{hint} nor a path that exists; there are: {', '.join(NAMES)}")
+    raise ValueError(f"{name!r} is neither a data set nor a path that exists{hint}; there are: {', '.join(NAMES)}")
 
 
 def _names_shards(spec: str) -> bool:
