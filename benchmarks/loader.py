@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 import report
+from command import RESULTS
 from measure import machine
 from prototile.data import BadImage, Loader, Shards, Source, default_workers, open_data
 from prototile.data.images import decode
@@ -27,7 +28,6 @@ from prototile.data.shards import Part, read
 from prototile.views import Augmentation, small
 from prototile.views.presets import dino
 
-RESULTS = Path(__file__).parent / "results"
 SAMPLE = 100  # images whose size is looked at
 METHOD = {
     "what": (
@@ -94,28 +94,6 @@ def epoch(job: Job) -> dict[str, Any]:
     }
 
 
-def markdown(run: dict[str, Any]) -> str:
-    lines = ["# Data through the loader\n", "Written by `benchmarks/loader.py` from the JSON file beside it.\n"]
-    lines += [f"* {name}: {value}" for name, value in run["machine"].items()]
-    lines += ["", *run["method"].values(), ""]
-    header = ("data", "images", "classes", "views", "seen", "bad", "mean", "std", "images / s")
-    rows = (
-        (
-            name,
-            f"{x['images']:,}",
-            str(x["classes"] or ""),
-            x["views"],
-            f"{x['seen']:,}",
-            str(len(x["bad"])),
-            f"{x['mean']:.3f}",
-            f"{x['std']:.3f}",
-            f"{x['images_per_second']:,.0f}",
-        )
-        for name, x in run["data"].items()
-    )
-    return "\n".join([*lines, *report.table(header, rows)])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("data", nargs="+", metavar="[NAME=]DATA")
@@ -123,6 +101,8 @@ def main() -> None:
     options = parser.parse_args()
     folder = RESULTS if options.keep else Path(tempfile.mkdtemp(prefix="benchmarks-"))
     run: dict[str, Any] = {
+        "quick": False,
+        "device": "cpu",
         "machine": machine(torch.device("cpu"), ("torchvision", "pillow")) | {"workers": default_workers()},
         "method": METHOD,
         "data": {},
@@ -131,7 +111,7 @@ def main() -> None:
         each = job(argument)
         run["data"][each.name] = epoch(each)
         print(each.name, run["data"][each.name], flush=True)
-    report.save(run, markdown(run), folder, "loader")
+    report.save(run, report.loader(run), folder, "loader")
     print(f"loader.json and loader.md are in {folder}")
 
 

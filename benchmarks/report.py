@@ -1,8 +1,8 @@
 """A run as readable tables (Markdown), and as files.
 
-save                  both files
-assignments, views    the text of each benchmark
-table                 rows of cells
+save                          both files
+assignments, views, loader    the text of each benchmark
+table                         rows of cells
 """
 
 import json
@@ -48,6 +48,11 @@ def views(run: dict[str, Any]) -> str:
     return "\n".join(chain(*parts))
 
 
+def loader(run: dict[str, Any]) -> str:
+    header = ("data", "images", "classes", "views", "seen", "bad", "mean", "std", "images / s")
+    return "\n".join(chain(_introduction("Loader", run), table(header, (_data(*each) for each in run["data"].items()))))
+
+
 def _introduction(title: str, run: dict[str, Any]) -> Iterator[str]:
     yield f"# {title}, measured on the {run['device'].upper()}\n"
     yield f"Written by `benchmarks/{title.lower()}.py` from the JSON file beside it.\n"
@@ -66,6 +71,11 @@ def _goals(goals: list[dict[str, Any]]) -> Iterator[str]:
     words = {True: "yes", False: "**no**", None: "not measured"}
     rows = ((g["goal"], f"{g['relation']} {g['bound']:g}", _number(g["value"]), words[g["met"]]) for g in goals)
     yield from table(("goal", "wanted", "value", "met"), rows)
+
+
+def _data(name: str, x: dict[str, Any]) -> tuple[str, ...]:
+    counts = f"{x['images']:,}", str(x["classes"] or ""), x["views"], f"{x['seen']:,}", str(len(x["bad"]))
+    return name, *counts, f"{x['mean']:.3f}", f"{x['std']:.3f}", f"{x['images_per_second']:,.0f}"
 
 
 def _cases(cases: dict[str, Any]) -> Iterator[str]:

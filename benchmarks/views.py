@@ -29,7 +29,7 @@ import report
 from measure import CPUMeter, CUDAMeter, Meter, in_turns, machine
 from photographs import QUALITY, photographs
 from prototile.data.images import decode
-from prototile.views import IMAGENET, Crops, Draw, Engine
+from prototile.views import IMAGENET, Crops, Draw, Engine, denormalized
 from transforms import CONTESTANTS, DINO, Contestant, Make
 
 METHOD = {
@@ -87,8 +87,7 @@ def _pixels(view: Tensor) -> Tensor:
     """All values in [0, 1], normalisation undone."""
     if view.dtype == torch.uint8:
         return view.flatten() / 255
-    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (IMAGENET.mean, IMAGENET.std))
-    return (view * std + mean).flatten()
+    return denormalized(view, IMAGENET).flatten()
 
 
 # --------------------------------------------------------------------------------------------------------- run

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from prototile.data import BadImage, Loader, Source, open_source
-from prototile.views import Augmentation, preset, small
+from prototile.views import denormalized, preset, small
 
 GAP = 4  # white pixels around every view
 SMALL = 64  # images of so many pixels get the small form of the views
@@ -30,13 +30,6 @@ def montage(groups: list[Tensor]) -> Tensor:
         padded = torch.nn.functional.pad(images, (GAP, GAP, margin, margin), value=1.0)
         columns += [torch.cat(list(view), dim=1) for view in padded]
     return torch.cat(columns, dim=2)
-
-
-def pixels(images: Tensor, augmentation: Augmentation) -> Tensor:
-    """Between 0 and 1 again."""
-    normalization = augmentation.normalization
-    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (normalization.mean, normalization.std))
-    return (images * std + mean).clamp(0, 1)
 
 
 def side(source: Source) -> int:
@@ -63,7 +56,7 @@ def main() -> None:
     if side(source) <= SMALL:
         augmentation, zoom = small(augmentation), 4
     batch = next(iter(Loader(source, augmentation, min(options.images, len(source)), workers=0)))
-    picture = montage([pixels(views.images, augmentation) for views in batch.views])
+    picture = montage([denormalized(views.images, augmentation.normalization) for views in batch.views]).clamp(0, 1)
     enlarged = (255 * picture).byte().repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(enlarged.permute(1, 2, 0).numpy()).save(options.out)

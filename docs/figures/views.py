@@ -22,7 +22,7 @@ from torch import Tensor
 from prototile.data.toys import digits
 from prototile.schedules import Progress
 from prototile.types import Views
-from prototile.views import PRESETS, Augmentation, Draw, Engine, Group, preset, small
+from prototile.views import PRESETS, Augmentation, Draw, Engine, Group, denormalized, preset, small
 
 FOLDER = Path(__file__).parent
 SEED = 4
@@ -111,9 +111,7 @@ def group_width(group: Group, augmentation: Augmentation, zoom: int) -> int:
 # ---------------------------------------------------------------------------------------------------- pictures
 def pictures(group: Group, views: Views, augmentation: Augmentation, zoom: int) -> list[Picture]:
     """The views of the one image as one sees them: normalisation undone, hidden patches grey."""
-    normalization = augmentation.normalization
-    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (normalization.mean, normalization.std))
-    pixels = (views.images[:, 0] * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    pixels = denormalized(views.images[:, 0], augmentation.normalization).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     patches = (group.size // group.patch) ** 2
     shown = []
     for v, picture in enumerate(pixels):

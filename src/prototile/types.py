@@ -6,11 +6,15 @@
 Axes: b images, v views, c channels, h w pixels, n patches, m patches that are kept.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+D = TypeVar("D")
 
 
 @dataclass(frozen=True)
@@ -26,12 +30,10 @@ class Views:
     keep: Int[Tensor, "v b m"] | None = None
 
     def to(self, device: torch.device | str) -> "Views":
-        mask, keep = (None if x is None else moved(x, device) for x in (self.mask, self.keep))
-        return Views(moved(self.images, device), mask, keep)
+        return mapped(self, lambda x: moved(x, device))
 
     def pin_memory(self) -> "Views":
-        mask, keep = (x if x is None else x.pin_memory() for x in (self.mask, self.keep))
-        return Views(self.images.pin_memory(), mask, keep)
+        return mapped(self, Tensor.pin_memory)
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,12 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         labels = None if self.labels is None else moved(self.labels, device)
         return replace(self, views=tuple(x.to(device) for x in self.views), labels=labels)
+
+
+def mapped(x: D, function: Callable[[Tensor], Tensor]) -> D:
+    """The dataclass with `function` applied to each of its tensors."""
+    tensors = {name: function(value) for name, value in vars(x).items() if isinstance(value, Tensor)}
+    return replace(x, **tensors)  # type: ignore[type-var]
 
 
 def moved(x: Tensor, device: torch.device | str) -> Tensor:

@@ -24,7 +24,7 @@ import difflib
 import json
 import os
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -62,9 +62,9 @@ class Entry:
 def torchvision_source(name: str, root: PathLike, split: str | None = None, download: bool = False) -> Source:
     """The data set of this name below `root`; without a split its `train`, or the first it has."""
     if name not in CATALOG:
-        nearest = difflib.get_close_matches(name, CATALOG, 1)
-        hint = f" (did you mean {nearest[0]}?)" if nearest else ""
-        raise ValueError(f"no data set is called {name!r}{hint}; there are: {', '.join(CATALOG)}")
+        raise ValueError(
+            f"no data set is called {name!r}{did_you_mean(name, CATALOG)}; there are: {', '.join(CATALOG)}"
+        )
     entry = CATALOG[name]
     split = entry.default_split if split is None else split
     if split not in entry.splits:
@@ -85,6 +85,12 @@ def torchvision_source(name: str, root: PathLike, split: str | None = None, down
             f"{name} ({split}) is not, or not all, in {root / entry.place}: {reason}. "
             f"Name the folder that holds {entry.place.partition('/')[0]}, or let torchvision fetch it: download=True"
         ) from error
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """For an error that says which choices there are: the nearest one, in brackets, or nothing."""
+    nearest = difflib.get_close_matches(name, list(choices), 1)
+    return f" (did you mean {nearest[0]}?)" if nearest else ""
 
 
 def _of(name: str) -> Callable[..., Any]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from prototile.data.images import decode
-from prototile.data.samplers import Sampler
+from prototile.data.samplers import Sampler, nearest_multiples
 from prototile.data.shards import Part, Shards, ShardSample, read, steps_per_epoch
 from prototile.data.source import BadImage, Source, whole_labels
 from prototile.schedules import Progress
@@ -254,11 +254,9 @@ class _Samples(Source):
 def _share(batch_size: int, world: int) -> int:
     """A rank's share of a batch."""
     if batch_size % world:
-        below = batch_size // world * world
         raise ValueError(
-            f"a batch of {batch_size} images cannot be shared evenly by {world} ranks: use "
-            + (f"{below} or " if below else "")
-            + f"{below + world}"
+            f"a batch of {batch_size} images cannot be shared evenly by {world} ranks: "
+            f"use {nearest_multiples(batch_size, world)}"
         )
     return batch_size // world
 

@@ -14,13 +14,12 @@ PATH                     whichever of folder, list and shards it is: shards are 
                          that holds nothing but tar files, and URLs
 """
 
-import difflib
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
-from prototile.data.catalog import CATALOG, torchvision_source
+from prototile.data.catalog import CATALOG, did_you_mean, torchvision_source
 from prototile.data.files import class_folders, existing, folder, listed
 from prototile.data.shards import SHARD_ENDINGS, Shards, open_shards
 from prototile.data.source import Source
@@ -51,8 +50,7 @@ def open_source(spec: str, split: str | None = None, download: bool = False) -> 
         return _named("folder" if path.is_dir() else "list", spec, split, download)
     if "/" in name or os.sep in name or (colon and len(name) == 1):  # a path, perhaps with a drive's letter
         existing(path, "folder or list", os.path.exists)
-    nearest = difflib.get_close_matches(name, [*NAMES, *os.listdir()], 1)
-    hint = f" (did you mean {nearest[0]}?)" if nearest else ""
+    hint = did_you_mean(name, [*NAMES, *os.listdir()])
     raise ValueError(f"{name!r} is neither a data set nor a path that exists{hint}; there are: {', '.join(NAMES)}")
 
 

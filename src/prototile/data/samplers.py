@@ -253,10 +253,9 @@ def _check_fits(images: _ImagesOfClasses, batch_size: int, classes: int) -> None
     if classes > num_classes:
         raise ValueError(f"a batch cannot have {classes} classes: the labels have {num_classes}")
     if batch_size % classes:
-        below = batch_size - batch_size % classes
-        nearest = " or ".join(str(size) for size in (below, below + classes) if size)
         raise ValueError(
-            f"a batch of {batch_size} cannot be shared equally by {classes} classes: use a batch_size of {nearest}"
+            f"a batch of {batch_size} cannot be shared equally by {classes} classes: "
+            f"use a batch_size of {nearest_multiples(batch_size, classes)}"
         )
     smallest = int(np.argmin(images.sizes))
     size = int(images.sizes[smallest])
@@ -269,6 +268,12 @@ def _check_fits(images: _ImagesOfClasses, batch_size: int, classes: int) -> None
             f"{batch_size // classes} images of each of {classes} classes are too many: "
             f"class {images.ids[smallest]} has {size}; {advice}"
         )
+
+
+def nearest_multiples(number: int, divisor: int) -> str:
+    """The positive multiples of `divisor` on either side of `number`, for an error to name."""
+    below = number - number % divisor
+    return " or ".join(str(size) for size in (below, below + divisor) if size)
 
 
 def _steps(steps: int | None, num_images: int, batch_size: int) -> int:

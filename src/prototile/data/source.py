@@ -111,6 +111,7 @@ def whole_labels(labels: Any, images: int) -> Int[np.ndarray, " n *c"]:
     found = np.asarray(labels)
     if len(found) != images:
         raise ValueError(f"every image needs its label, got {images} images and {len(found)} labels")
-    if not np.array_equal(found, found.astype(np.int64)):
+    whole = found.astype(np.int64)
+    if not np.array_equal(found, whole):
         raise ValueError(f"labels must be whole numbers, got {found.dtype}: number the classes from 0")
-    return found.astype(np.int64)
+    return whole

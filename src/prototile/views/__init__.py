@@ -13,6 +13,7 @@ An image flows through `Engine.crop` (uint8, one by one) and `Engine.finish` (fl
 """
 
 from prototile.views.engine import Crops, Engine
+from prototile.views.finish import denormalized
 from prototile.views.masks import Blocks, Draw, FixedBlocks, Masks, RandomDrop, SharedDrop, SpreadBlocks
 from prototile.views.presets import PRESETS, preset, small
 from prototile.views.spec import CIFAR10, IMAGENET, Augmentation, Blur, Group, Jitter, Normalization, View
@@ -36,6 +37,7 @@ __all__ = [
     "SharedDrop",
     "SpreadBlocks",
     "View",
+    "denormalized",
     "preset",
     "small",
 ]

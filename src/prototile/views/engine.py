@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from prototile.schedules import Progress
-from prototile.types import Views, moved
+from prototile.types import Views, mapped, moved
 from prototile.views.draws import NUMBERS, Looks, draw_boxes, draw_looks
 from prototile.views.finish import finish
 from prototile.views.masks import Draw, Generators
@@ -40,12 +40,10 @@ class Crops:
     keep: Int[Tensor, "v b m"] | None = None
 
     def to(self, device: torch.device | str) -> "Crops":
-        mask, keep = (None if x is None else moved(x, device) for x in (self.mask, self.keep))
-        return Crops(moved(self.images, device), self.looks, mask, keep)
+        return mapped(self, lambda x: moved(x, device))
 
     def pin_memory(self) -> "Crops":
-        mask, keep = (x if x is None else x.pin_memory() for x in (self.mask, self.keep))
-        return Crops(self.images.pin_memory(), self.looks, mask, keep)
+        return mapped(self, Tensor.pin_memory)
 
 
 @dataclass(frozen=True)
@@ -95,11 +93,11 @@ class Engine:
         return Views(finished.view(crops.images.shape), crops.mask, crops.keep)
 
     def _at(self, progress: Progress | None) -> Augmentation:
-        if progress is not None:
-            return self.augmentation.at(progress)
-        if self.augmentation.follows_the_run:
+        if not self.augmentation.follows_the_run:
+            return self.augmentation
+        if progress is None:
             raise ValueError("this augmentation follows the run: say how long it is (a loader's `epochs`)")
-        return self.augmentation
+        return self.augmentation.at(progress)
 
     def _uniform(self, draw: Draw) -> Float[np.ndarray, "b v numbers"]:
         out = np.empty((len(draw.numbers), len(self.augmentation.views), NUMBERS))

@@ -45,7 +45,7 @@ def finish(
     """Apply each image's operations and normalise, on the device of `images`."""
     device = images.device
     out = torch.empty(images.shape, dtype=torch.float32, device=device)
-    mean, std = (torch.tensor(x).to(out).view(3, 1, 1) for x in (normalization.mean, normalization.std))
+    mean, std = _statistics(normalization, out)
     scale, shift = 1 / std, mean / std
     maps = None
     if method == "linear":
@@ -63,6 +63,16 @@ def finish(
         else:
             torch.index_select(x.mul_(scale).sub_(shift), 0, _there(place.argsort(), device), out=out[rows])
     return out
+
+
+def denormalized(images: Float[Tensor, "*views 3 h w"], normalization: Normalization) -> Float[Tensor, "*views 3 h w"]:
+    """Pixels in [0, 1] again, to be looked at."""
+    mean, std = _statistics(normalization, images)
+    return images * std + mean
+
+
+def _statistics(normalization: Normalization, like: Tensor) -> list[Float[Tensor, "3 1 1"]]:
+    return [torch.tensor(x).to(like).view(3, 1, 1) for x in (normalization.mean, normalization.std)]
 
 
 def _operated(x: Float[Tensor, "n 3 h w"], looks: Looks) -> tuple[Float[Tensor, "n 3 h w"], Int[np.ndarray, " n"]]:

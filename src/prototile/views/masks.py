@@ -18,6 +18,7 @@ Axes: v views, b images, n = g * g patches, m patches that are kept.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -122,12 +123,11 @@ class Blocks(Masks):
             raise ValueError(f"ranges must be (low, high) with 0 <= low <= high <= 1, got {self.ranges}")
 
     def __call__(self, views: int, grid: int, draw: Draw, generators: Generators) -> Hidden:
-        mask = np.zeros((views, len(draw.numbers), grid, grid), bool)
-        for b, rng in enumerate(generators.images):
-            for v in range(views):
-                ratio = rng.uniform(*self.ranges[rng.integers(len(self.ranges))])
-                _mask_blocks(mask[v, b], ratio * grid * grid, (grid // 3) ** 2, rng)
-        return Hidden(mask=mask.reshape(*mask.shape[:2], grid * grid))
+        def fill(mask: np.ndarray, rng: np.random.Generator, view: int, image: int) -> None:
+            ratio = rng.uniform(*self.ranges[rng.integers(len(self.ranges))])
+            _mask_blocks(mask, ratio * grid * grid, (grid // 3) ** 2, rng)
+
+        return _filled(views, grid, generators, fill)
 
 
 @dataclass(frozen=True)
@@ -149,13 +149,13 @@ class SpreadBlocks(Masks):
         masked = int(total * self.probability)
         edges = np.linspace(*self.ratios, masked + 1)
         places = generators.batch.permutation(total).reshape(views, -1)
-        mask = np.zeros((views, len(draw.numbers), grid, grid), bool)
-        for b, (row, rng) in enumerate(zip(draw.rows, generators.images, strict=True)):
-            for v in range(views):
-                if (place := places[v, row]) < masked:
-                    ratio = rng.uniform(edges[place], edges[place + 1])
-                    _mask_blocks(mask[v, b], int(ratio * grid * grid), 4, rng, grid * grid // 2)
-        return Hidden(mask=mask.reshape(*mask.shape[:2], grid * grid))
+
+        def fill(mask: np.ndarray, rng: np.random.Generator, view: int, image: int) -> None:
+            if (place := places[view, draw.rows[image]]) < masked:
+                ratio = rng.uniform(edges[place], edges[place + 1])
+                _mask_blocks(mask, int(ratio * grid * grid), 4, rng, grid * grid // 2)
+
+        return _filled(views, grid, generators, fill)
 
 
 @dataclass(frozen=True)
@@ -173,14 +173,25 @@ class FixedBlocks(Masks):
 
     def __call__(self, views: int, grid: int, draw: Draw, generators: Generators) -> Hidden:
         count, smallest = round(grid * grid * self.ratio), round(grid * grid * self.smallest)
-        mask = np.zeros((views, len(draw.numbers), grid, grid), bool)
-        for b, rng in enumerate(generators.images):
-            for v in range(views):
-                _mask_blocks(mask[v, b], count, smallest, rng)
-                patches = mask[v, b].reshape(-1)
-                free = np.flatnonzero(~patches)
-                patches[rng.choice(free, count - (len(patches) - len(free)), replace=False)] = True
-        return Hidden(mask=mask.reshape(*mask.shape[:2], grid * grid))
+
+        def fill(mask: np.ndarray, rng: np.random.Generator, view: int, image: int) -> None:
+            _mask_blocks(mask, count, smallest, rng)
+            patches = mask.reshape(-1)
+            free = np.flatnonzero(~patches)
+            patches[rng.choice(free, count - (len(patches) - len(free)), replace=False)] = True
+
+        return _filled(views, grid, generators, fill)
+
+
+def _filled(
+    views: int, grid: int, generators: Generators, fill: Callable[[np.ndarray, np.random.Generator, int, int], None]
+) -> Hidden:
+    """Masks of all views, each filled in place by `fill(mask, the image's generator, view, image)`."""
+    mask = np.zeros((views, len(generators.images), grid, grid), bool)
+    for image, rng in enumerate(generators.images):
+        for view in range(views):
+            fill(mask[view, image], rng, view, image)
+    return Hidden(mask=mask.reshape(*mask.shape[:2], grid * grid))
 
 
 def _mask_blocks(

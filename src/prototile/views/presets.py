@@ -31,9 +31,8 @@ from prototile.views.spec import Augmentation, Blur, Group, Jitter, Normalizatio
 
 Scale = tuple[float | Schedule, float | Schedule]
 
-_DINO_JITTER = Jitter(0.4, 0.4, 0.2, 0.1)
 # the colours of DINO, to which each of its views adds blur and solarisation
-_DINO = View(224, (0.4, 1.0), jitter=_DINO_JITTER, gray=0.2)
+_DINO = View(224, (0.4, 1.0), jitter=Jitter(0.4, 0.4, 0.2, 0.1), gray=0.2)
 
 
 def simclr(*, strength: float = 1.0) -> Augmentation:
@@ -45,8 +44,7 @@ def vicreg() -> Augmentation:
     return _augmentation(_asymmetric((0.08, 1.0)))
 
 
-def barlow_twins() -> Augmentation:
-    return vicreg()
+barlow_twins = vicreg
 
 
 def simsiam() -> Augmentation:
@@ -97,8 +95,7 @@ def msn(*, drop: float = 0.15, random_views: int = 1, focal_views: int = 10, pat
     return _masked_siamese(view, drop, random_views, (focal,) * focal_views, patch)
 
 
-def pmsn(*, drop: float = 0.15, random_views: int = 1, focal_views: int = 10, patch: int = 16) -> Augmentation:
-    return msn(drop=drop, random_views=random_views, focal_views=focal_views, patch=patch)
+pmsn = msn
 
 
 def pmsn_toy(*, drop: float = 0.05, patch: int = 4) -> Augmentation:
