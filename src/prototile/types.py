@@ -1,9 +1,11 @@
-"""What flows between data, views and methods.
+"""What flows between data, views, backbones and methods.
 
     Views     equally large views of the images of a batch: one forward pass
     Batch     the groups of views of one batch, with labels where there are any, and where the images came from
+    Features  what a backbone makes of images
 
-Axes: b images, v views, c channels, h w pixels, n patches, m patches that are kept.
+Axes: b images, v views, c channels, h w pixels, n patches, m patches that are kept; of features: n rows (v x b images),
+p patches, t tokens, d dims.
 """
 
 from collections.abc import Callable
@@ -47,6 +49,22 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         labels = None if self.labels is None else moved(self.labels, device)
         return replace(self, views=tuple(x.to(device) for x in self.views), labels=labels)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a backbone makes of images.
+
+    `pooled` is what heads take and evaluations use: the class token, or the mean over space. `cls` and `patches` are
+    the normalised output tokens of a transformer; with patches that were kept only those, in their order. `blocks` are
+    the tokens after each of the last blocks that were asked for, oldest first, before the final norm, with the class
+    token in front where there is one.
+    """
+
+    pooled: Float[Tensor, "n d"]
+    cls: Float[Tensor, "n d"] | None = None
+    patches: Float[Tensor, "n p d"] | None = None
+    blocks: tuple[Float[Tensor, "n t _d"], ...] = ()
 
 
 def mapped(x: D, function: Callable[[Tensor], Tensor]) -> D:

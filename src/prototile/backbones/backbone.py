@@ -1,0 +1,46 @@
+"""What every backbone is: images in, features out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from prototile.types import Features
+
+
+class Backbone(nn.Module, ABC):
+    """A network from images to `Features`.
+
+    `dims` is the size of pooled features (and of patches), `patch` the side of a patch in pixels, None where features
+    have no patches.
+    """
+
+    dims: int
+    patch: int | None
+
+    @abstractmethod
+    def forward(
+        self,
+        images: Float[Tensor, "n c h w"],
+        keep: Int[Tensor, "n m"] | None = None,
+        mask: Bool[Tensor, "n p"] | None = None,
+        *,
+        blocks: int = 0,
+    ) -> Features:
+        """Features of the images; `keep` are the only patches to look at, `mask` those that a mask token replaces.
+
+        `blocks` is the number of last blocks whose tokens are wanted.
+        """
+
+    @property
+    @abstractmethod
+    def layers(self) -> Sequence[nn.Module]:
+        """The parts from pixels to features, in order, all parameters but those of none among them left out.
+
+        What layer-wise learning rates count, and what is sharded one by one.
+        """
+
+    @abstractmethod
+    def keep_all_paths_(self) -> None:
+        """Turns drop path off: a teacher's whole network answers."""

@@ -1,0 +1,5 @@
+"""Methods: views in, a loss out."""
+
+from prototile.methods.method import Clusters, Method, Terms
+
+__all__ = ["Clusters", "Method", "Terms"]
