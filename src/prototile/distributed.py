@@ -6,6 +6,9 @@ assumes when it averages gradients. `sum` and `gather` are differentiable in tha
 sums the incoming gradients over ranks. (`torch.distributed.nn.functional` did this, and is deprecated.)
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -69,6 +72,78 @@ def gather(x: Tensor) -> Tensor:
             "drop the last, smaller batch"
         )
     return _Gather.apply(x)  # type: ignore[return-value]
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Any value of every rank, in the order of ranks; tensors in it should be on the CPU."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def any_rank(*flags: bool, device: torch.device) -> tuple[bool, ...]:
+    """For each flag whether it is set on some rank: all ranks get the same answer."""
+    if world_size() == 1:
+        return flags
+    said = torch.tensor([float(flag) for flag in flags], device=device)
+    dist.all_reduce(said, dist.ReduceOp.MAX)
+    return tuple(bool(flag) for flag in said.tolist())
+
+
+@torch.no_grad()
+def average_gradients_(parameters: Iterable[Tensor]) -> None:
+    """Gives all ranks the mean of their gradients; parameters without one must have none on any rank."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    if world_size() == 1 or not grads:
+        return
+    flat = torch.cat([grad.flatten() for grad in grads])
+    dist.all_reduce(flat)
+    flat /= world_size()
+    for grad, mean in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+        grad.copy_(mean.view_as(grad))
+
+
+@torch.no_grad()
+def broadcast_(tensors: Iterable[Tensor]) -> None:
+    """Overwrites the tensors by rank 0's."""
+    if world_size() > 1:
+        for x in tensors:
+            dist.broadcast(x, 0)
+
+
+def shard_(modules: Iterable[torch.nn.Module]) -> None:
+    """Splits the modules' parameters over all ranks, as one unit that is gathered and let go together (FSDP2)."""
+    from torch.distributed.fsdp import fully_shard
+
+    if unit := list(modules):
+        fully_shard(unit)
+
+
+def is_sharded(x: Any) -> bool:
+    """Whether this is one rank's part of a tensor."""
+    return dist.is_available() and isinstance(x, _dtensor())
+
+
+def whole(x: Any) -> Any:
+    """All of a tensor of which ranks have parts, on every rank; anything else as it is."""
+    return x.full_tensor() if is_sharded(x) else x
+
+
+def like(x: Any, reference: Any) -> Any:
+    """This rank's part of `x`, cut as the reference is, where that is one."""
+    if not is_sharded(reference) or not isinstance(x, Tensor) or x.shape != reference.shape:
+        return x
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(x.to(reference.device), reference.device_mesh, reference.placements)
+
+
+def _dtensor() -> type:
+    from torch.distributed.tensor import DTensor
+
+    return DTensor
 
 
 class _Sum(torch.autograd.Function):

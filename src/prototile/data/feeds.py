@@ -114,6 +114,7 @@ class Feed(ABC):
     """What a loader needs to know of its data."""
 
     num_images: int  # on all ranks
+    batch_size: int  # on all ranks
     steps: int  # of an epoch
 
     @abstractmethod
@@ -140,6 +141,7 @@ class SourceFeed(Feed):
                 "make it for this source"
             )
         self.num_images = len(source)
+        self.batch_size = sampler.batch_size
         self.steps = len(sampler)
         self._identity = sampler.identity() | {"steps": self.steps, "view_seed": maker.engine.seed}
         self._batches = _SourceBatches(source, maker, self.steps)
@@ -160,6 +162,7 @@ class ShardFeed(Feed):
 
     def __init__(self, shards: Shards, maker: Maker, batch_size: int, buffer: int, rank: int, world: int, workers: int):
         self.num_images = shards.num_images
+        self.batch_size = batch_size
         workers = max(workers, 1)
         part = Part(maker.engine.seed, 0, _share(batch_size, world), rank, world, workers=workers, buffer=buffer)
         self.steps = steps_per_epoch(shards.num_images, part.batch_size, world)

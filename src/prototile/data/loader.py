@@ -104,6 +104,11 @@ class Loader:
         """Batches of an epoch."""
         return self._feed.steps
 
+    @property
+    def batch_size(self) -> int:
+        """Images of a batch over all ranks."""
+        return self._feed.batch_size
+
     def __iter__(self) -> Iterator[Batch]:
         if self._ranks != (distributed.rank(), distributed.world_size()):
             raise RuntimeError("the process group changed after this loader was made: make loaders after it")
