@@ -8,7 +8,7 @@ from torch import nn
 
 from prototile import heads
 from prototile.assignments import Pairs, cross_entropy
-from prototile.heads import ExCBHead, IBOTHead, Prototypes
+from prototile.heads import ExCBHead, Head, Prototypes
 
 
 @pytest.mark.parametrize(("gain", "vmf"), [("one", False), ("learned", False), ("free", False), ("learned", True)])
@@ -112,17 +112,12 @@ def test_heads_at_paper_scale(make, inputs, count):
     assert next(head.parameters()).shape[1] == inputs
 
 
-def test_ibot_head_shares_prototypes_or_not():
-    shared = IBOTHead(5, 9, hidden=7, bottleneck=6)
-    cls, patches = shared(torch.randn(4, 5), torch.randn(3, 5), 0.1, 0.2)
-    assert (len(cls), len(patches)) == (4, 3)
-    assert cls.prototypes.shape == patches.prototypes.shape
-    torch.testing.assert_close(cls.prototypes, patches.prototypes)
-    assert patches.temperature == 0.2
-    apart = IBOTHead(5, 9, num_patch_prototypes=4, hidden=7, bottleneck=6, shared=False)
-    assert apart(torch.randn(4, 5), torch.randn(3, 5), 0.1, 0.2).patches.num_prototypes == 4
-    with pytest.raises(ValueError, match="pass shared=False"):
-        IBOTHead(5, 9, num_patch_prototypes=4)
+def test_a_head_is_a_projector_and_its_prototypes():
+    head = Head(heads.dino_head(5, hidden=7, bottleneck=6), Prototypes(6, 9))
+    x = torch.randn(4, 5)
+    found, wanted = head(x, 0.2), head.prototypes(head.projector(x), 0.2)
+    assert found.temperature == 0.2
+    torch.testing.assert_close(found.probabilities(), wanted.probabilities())
 
 
 def test_excb_prototypes_learn_from_global_projections_alone():

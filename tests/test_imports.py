@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "prototile"
 
 FOUNDATIONS = "autograd distributed precision types"
-MATHEMATICS = "priors schedules sphere vmf assignments losses neighbors balancing regularizers"
+MATHEMATICS = "priors schedules sphere vmf assignments losses neighbors kmeans balancing regularizers"
 NETWORKS = "heads backbones ema views"
 PARTS = f"{FOUNDATIONS} {MATHEMATICS} {NETWORKS}"
 USES = "checkpoints evaluation audit training reports recipes"
@@ -33,6 +33,7 @@ ROWS = {
     "assignments": FOUNDATIONS,
     "losses": FOUNDATIONS,
     "neighbors": FOUNDATIONS,
+    "kmeans": f"{FOUNDATIONS} assignments sphere",
     "balancing": f"{FOUNDATIONS} assignments priors neighbors losses",
     "regularizers": f"{FOUNDATIONS} assignments priors sphere neighbors losses",
     # networks

@@ -26,7 +26,7 @@ from prototile.balancing import (
     Sharpen,
     Sinkhorn,
 )
-from prototile.heads import ExCBHead, IBOTHead, Prototypes
+from prototile.heads import ExCBHead, Head, Prototypes
 from prototile.neighbors import nearest
 from prototile.priors import Explicit, FromCounts, PowerLaw, Prior, Uniform
 from prototile.regularizers import (
@@ -48,7 +48,7 @@ __all__ = [
     "Explicit",
     "ExplicitBalancing",
     "FromCounts",
-    "IBOTHead",
+    "Head",
     "KoLeo",
     "ManifoldCapacity",
     "MatchPrior",

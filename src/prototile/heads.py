@@ -4,6 +4,7 @@ n rows, d dims, k prototypes. Linear layers of DINO's, MSN's and ExCB's heads st
 standard deviation 0.02 and bias 0, those of the others as torch makes them.
 
     head                   layers (paper scale)                                              used by
+    Head                   a projector and its prototypes                                    all that cluster but ExCB
     dino_head              d-2048-2048-256, GELU, batch norm optional                        DINO, iBOT, EsViT, DINOv2
     msn_head               d-2048-2048-256, batch norm, GELU                                 MSN, PMSN
     swav_head              d-2048-128, batch norm, ReLU                                      SwAV
@@ -152,50 +153,15 @@ def simsiam_predictor(dims: int = 2048, *, hidden: int = 512) -> nn.Sequential:
     return mlp([dims, hidden, dims], activation=nn.ReLU, batch_norm=True, hidden_bias=False)
 
 
-class TokenAssignments(NamedTuple):
-    """Of class tokens and of patch tokens."""
+class Head(nn.Module):
+    """A projector and the prototypes behind it."""
 
-    cls: Assignments
-    patches: Assignments
-
-
-class IBOTHead(nn.Module):
-    """One MLP for class and patch tokens, and prototypes that they share or not (Zhou et al. 2022).
-
-    Both sides' temperatures are arguments; the student's and the teacher's head are made alike, so `shared` decides
-    for both (the official default is shared prototypes).
-    """
-
-    def __init__(
-        self,
-        dims: int,
-        num_prototypes: int = 8192,
-        *,
-        num_patch_prototypes: int | None = None,
-        hidden: int = 2048,
-        bottleneck: int = 256,
-        gain: str = "one",
-        vmf: bool = False,
-        batch_norm: bool = False,
-        shared: bool = True,
-    ):
+    def __init__(self, projector: nn.Module, prototypes: Prototypes):
         super().__init__()
-        if shared and num_patch_prototypes not in (None, num_prototypes):
-            raise ValueError("shared prototypes are as many for patches as for class tokens; pass shared=False")
-        self.mlp = dino_head(dims, hidden=hidden, bottleneck=bottleneck, batch_norm=batch_norm)
-        self.prototypes = Prototypes(bottleneck, num_prototypes, gain=gain, vmf=vmf)
-        self.patch_prototypes = (
-            None if shared else Prototypes(bottleneck, num_patch_prototypes or num_prototypes, gain=gain, vmf=vmf)
-        )
+        self.projector, self.prototypes = projector, prototypes
 
-    def forward(
-        self, cls: Float[Tensor, "n d"], patches: Float[Tensor, "m d"], temperature: float, patch_temperature: float
-    ) -> TokenAssignments:
-        """`patches` are gathered rows: only the masked ones need to come here."""
-        patch_prototypes = self.prototypes if self.patch_prototypes is None else self.patch_prototypes
-        return TokenAssignments(
-            self.prototypes(self.mlp(cls), temperature), patch_prototypes(self.mlp(patches), patch_temperature)
-        )
+    def forward(self, features: Float[Tensor, "n d"], temperature: float) -> Assignments:
+        return self.prototypes(self.projector(features), temperature)
 
 
 class ExCBAssignments(NamedTuple):
@@ -242,9 +208,12 @@ class ExCBHead(nn.Module):
         All crops pass together, so that batch norm sees one batch.
         """
         projections = self.projector(torch.cat([global_features, local_features]))
-        count = len(global_features)
+        return self.assigned(projections, len(global_features), temperature)
+
+    def assigned(self, projections: Float[Tensor, "n d"], num_global: int, temperature: float) -> ExCBAssignments:
+        """From the projector's outputs on, of which the first `num_global` are those of global crops."""
         return ExCBAssignments(
-            self.prototypes(projections[:count], temperature),
-            self.prototypes(projections[count:], temperature, frozen=True),
+            self.prototypes(projections[:num_global], temperature),
+            self.prototypes(projections[num_global:], temperature, frozen=True),
             self.prototypes(self.predictor(projections), temperature, frozen=True),
         )

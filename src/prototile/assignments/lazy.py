@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -115,6 +115,15 @@ class Assignments:
         if len(self) % of or not 0 < views <= of:
             raise ValueError(f"{len(self)} rows have no {views} leading views of {of}")
         return self._rows(slice(0, len(self) // of * views), self.offset)
+
+    def take(self, rows: Int[Tensor, " m"] | Bool[Tensor, " n"]) -> "Assignments":
+        """These rows, in their order (or where a mask is true), under the same offset."""
+        if self.offset is not None and self.offset.ndim == 2:
+            raise ValueError("rows are taken of assignments with one offset for all views")
+        adjustment = self.adjustment
+        if adjustment is not None and adjustment.winner is not None:
+            adjustment = replace(adjustment, winner=adjustment.winner[rows])
+        return replace(self, embeddings=self.embeddings[rows], adjustment=adjustment)
 
     def _rows(self, rows: slice, offset: Tensor | None) -> "Assignments":
         if self.adjustment is not None:

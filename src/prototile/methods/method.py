@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from prototile.assignments import Assignments
 from prototile.backbones import Backbone
 from prototile.schedules import Progress
+from prototile.sphere import normalize
 from prototile.types import Batch, Views
 from prototile.views import Augmentation
 
@@ -32,7 +33,11 @@ class Clusters:
     student: Assignments
     targets: Assignments
     prior: Float[Tensor, " k"]
-    prototypes: Float[Tensor, "k d"]  # the student's, as unit vectors
+
+    @property
+    def prototypes(self) -> Float[Tensor, "k d"]:
+        """The student's, as unit vectors."""
+        return normalize(self.student.prototypes)
 
 
 @dataclass(frozen=True)
@@ -68,13 +73,13 @@ class Method(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def student(self) -> nn.Module:
-        """The network that is trained."""
+    def backbones(self) -> tuple[Backbone, ...]:
+        """The student's, and the teacher's where there is one."""
 
     @property
-    @abstractmethod
     def backbone(self) -> Backbone:
         """The backbone that is evaluated and exported: the teacher's, where there is one."""
+        return self.backbones[-1]
 
     @property
     @abstractmethod

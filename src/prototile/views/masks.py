@@ -20,7 +20,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -72,7 +72,9 @@ class Generators(NamedTuple):
 
 
 class Masks(ABC):
-    """Which patches of a group's views are hidden."""
+    """Which patches of a group's views are hidden: left out where it `drops` them, else replaced by a mask token."""
+
+    drops: ClassVar[bool]
 
     @abstractmethod
     def __call__(self, views: int, grid: int, draw: Draw, generators: Generators) -> Hidden: ...
@@ -81,6 +83,8 @@ class Masks(ABC):
 @dataclass(frozen=True)
 class SharedDrop(Masks):
     """One permutation of the patches for the whole batch (Assran et al. 2022, https://arxiv.org/abs/2204.07141)."""
+
+    drops: ClassVar[bool] = True
 
     ratio: float
 
@@ -96,6 +100,8 @@ class SharedDrop(Masks):
 @dataclass(frozen=True)
 class RandomDrop(Masks):
     """A permutation for every view (He et al. 2022, https://arxiv.org/abs/2111.06377)."""
+
+    drops: ClassVar[bool] = True
 
     ratio: float = 0.75
 
@@ -116,6 +122,8 @@ class Blocks(Masks):
     https://arxiv.org/abs/2111.07832). A block has at least (g // 3)^2 patches, unless fewer are left to mask.
     """
 
+    drops: ClassVar[bool] = False
+
     ranges: tuple[tuple[float, float], ...] = ((0.0, 0.0), (0.1, 0.5))
 
     def __post_init__(self) -> None:
@@ -135,6 +143,8 @@ class SpreadBlocks(Masks):
     """Of the batch's views the share `probability` is masked; the i-th of these m by a ratio uniform in the i-th of m
     equal parts of `ratios`, in a random order (Oquab et al. 2023, https://arxiv.org/abs/2304.07193).
     """
+
+    drops: ClassVar[bool] = False
 
     probability: float = 0.5
     ratios: tuple[float, float] = (0.1, 0.5)
@@ -163,6 +173,8 @@ class FixedBlocks(Masks):
     """round(n ratio) patches of each view: blocks of at least round(n smallest) patches; where no further one fits,
     single patches (Bao et al. 2022, https://arxiv.org/abs/2106.08254; data2vec masks 120 of 196).
     """
+
+    drops: ClassVar[bool] = False
 
     ratio: float = 120 / 196
     smallest: float = 16 / 196
