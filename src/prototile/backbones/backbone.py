@@ -36,9 +36,10 @@ class Backbone(nn.Module, ABC):
     @property
     @abstractmethod
     def layers(self) -> Sequence[nn.Module]:
-        """The parts from pixels to features, in order, all parameters but those of none among them left out.
+        """The parts from pixels to features, in order; every parameter belongs to exactly one.
 
-        What layer-wise learning rates count, and what is sharded one by one.
+        What layer-wise learning rates count, and what is sharded one by one. A part of several modules is an
+        `nn.ModuleList` of them, in which an `nn.ParameterList` holds parameters of no module (tokens, positions).
         """
 
     @abstractmethod
