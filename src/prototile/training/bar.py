@@ -49,6 +49,9 @@ class Bar(pl.Callback):
             self._shown = progress, progress.add_task("begins", total=pl_module.steps, completed=trainer.global_step)
             progress.start()
 
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._speed.begin_epoch()
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

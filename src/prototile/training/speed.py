@@ -11,14 +11,21 @@ class Speed:
     """Images a second of all ranks, and this rank's share of the time that was waiting, since the last reading."""
 
     def __init__(self) -> None:
-        self._began = time.perf_counter()
+        self._began = self._noted = time.perf_counter()
         self._images = 0
         self._batches = 0
         self._waited = 0.0
         self._before: tuple[Waiting | None, float] = (None, 0.0)  # of which epoch, and how long until now
 
+    def begin_epoch(self) -> None:
+        """What came between two epochs, such as a probe, does not count."""
+        now = time.perf_counter()
+        self._began += now - self._noted
+        self._noted = now
+
     def note(self, batch: Any, loader: Loader) -> None:
         """One more batch is done."""
+        self._noted = time.perf_counter()
         self._images += len(batch.indices) * distributed.world_size()
         self._batches += 1
         waiting, (before, waited) = loader.waiting, self._before
