@@ -15,7 +15,7 @@ FOUNDATIONS = "autograd distributed precision types"
 MATHEMATICS = "priors schedules sphere vmf assignments losses neighbors kmeans balancing regularizers"
 NETWORKS = "heads backbones ema views"
 PARTS = f"{FOUNDATIONS} {MATHEMATICS} {NETWORKS}"
-USES = "checkpoints evaluation audit training reports recipes"
+USES = "checkpoints evaluation audit training reports recipes demo"
 
 # What a module or subpackage may import of the package, besides itself: names of rows above its own.
 # `__init__` stands for the public names, as in `from prototile import Uniform`.
@@ -52,6 +52,7 @@ ROWS = {
     "training": f"{PARTS} methods data checkpoints evaluation audit",
     "reports": "types data evaluation audit",
     "recipes": "types",
+    "demo": f"{PARTS} methods evaluation audit reports",
     # the whole
     "__init__": f"{PARTS} methods data {USES}",
     "cli": f"{PARTS} methods data {USES} __init__",

@@ -1,0 +1,194 @@
+"""Drawings inside a page: SVG whose colours are the page's, so that they follow light and dark.
+
+    chart(lines, ...)      lines over two axes, with what a pointer reads at each place
+    tiling(groups)         every item a tile, groups as patches of tiles
+
+A `kind` is a class that the style sheet gives a colour. Places are in units of the drawing, about pixels of a phone.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+WIDTH, HEIGHT = 460, 300
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 12, 42
+TILE = 10
+
+
+@dataclass(frozen=True)
+class Axis:
+    """From `low` to `high`, both of them shown; logarithmic where wished."""
+
+    low: float
+    high: float
+    ticks: Sequence[float]
+    label: str
+    log: bool = False
+
+    def place(self, value: float, start: float, end: float) -> float:
+        low, high, at = (math.log(x) if self.log else x for x in (self.low, self.high, value))
+        return start + (end - start) * (at - low) / (high - low)
+
+
+@dataclass(frozen=True)
+class Line:
+    """Points in order; `steps` joins them by stairs."""
+
+    points: Sequence[tuple[float, float]]
+    kind: str
+    steps: bool = False
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A level that is worth knowing."""
+
+    level: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Tip:
+    """What a pointer reads from here to the next one."""
+
+    at: float
+    text: str
+
+
+def even_ticks(high: float, wished: int = 5) -> list[float]:
+    """Round numbers from 0 to the first one that is not below `high`."""
+    raw = max(high, 1e-12) / wished
+    size = 10 ** math.floor(math.log10(raw))
+    step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= raw * (1 - 1e-9))
+    return [i * step for i in range(math.ceil(high / step - 1e-9) + 1)]
+
+
+def chart(
+    lines: Sequence[Line],
+    x: Axis,
+    y: Axis,
+    *,
+    title: str,
+    rules: Sequence[Rule] = (),
+    dots: Sequence[tuple[float, float, str]] = (),
+    tips: Sequence[Tip] = (),
+) -> Markup:
+    """Lines over two axes. `dots` are places of note: x, y and kind."""
+    right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
+
+    def across(value: float) -> float:
+        return x.place(value, LEFT, right)
+
+    def down(value: float) -> float:
+        return y.place(value, bottom, TOP)
+
+    parts = [Markup('<g class="grid">')]
+    for tick in y.ticks:
+        at = down(tick)
+        parts.append(_line(LEFT, at, right, at))
+        parts.append(_text(LEFT - 7, at + 4, _number(tick), "tick end"))
+    for tick in x.ticks:
+        at = across(tick)
+        parts.append(_line(at, bottom, at, bottom + 4))
+        parts.append(_text(at, bottom + 17, _number(tick), "tick middle"))
+    parts.append(Markup("</g>"))
+    parts.append(_text((LEFT + right) / 2, HEIGHT - 6, x.label, "name middle"))
+    parts.append(Markup('<g class="rules">'))
+    for rule in rules:
+        parts.append(_line(LEFT, down(rule.level), right, down(rule.level)))
+        parts.append(_text(right, down(rule.level) - 5, rule.text, "note end"))
+    parts.append(Markup("</g>"))
+    for line in lines:
+        places = [(across(a), down(b)) for a, b in line.points]
+        parts.append(Markup('<path class="line {}" d="{}"/>').format(line.kind, _path(places, line.steps)))
+    for a, b, kind in dots:
+        parts.append(
+            Markup('<circle class="dot {}" cx="{}" cy="{}" r="4.5"/>').format(kind, _r(across(a)), _r(down(b)))
+        )
+    edges = [across(tip.at) for tip in tips] + [right]
+    for tip, start, end in zip(tips, edges, edges[1:], strict=False):
+        parts.append(
+            Markup('<rect class="band" x="{}" y="{}" width="{}" height="{}" data-tip="{}"/>').format(
+                _r(start), TOP, _r(max(end - start, 0)), bottom - TOP, tip.text
+            )
+        )
+    return _drawing(parts, WIDTH, HEIGHT, title)
+
+
+def tiling(groups: Sequence[int], *, title: str) -> Markup:
+    """A tile for every item, in patches: groups follow each other along a curve that keeps neighbours together."""
+    places = _curve(sum(groups))
+    owner: dict[tuple[int, int], int] = {}
+    parts, start = [], 0
+    for index, size in enumerate(groups):
+        cells = places[start : start + size]
+        start += size
+        owner |= dict.fromkeys(cells, index)
+        outline = "".join(f"M{TILE * a} {TILE * b}h{TILE}v{TILE}h-{TILE}z" for a, b in cells)
+        tip = "unique" if size == 1 else f"{size} prototypes, one direction"
+        shade = min(size.bit_length() - 1, 5)
+        parts.append(Markup('<path class="patch shade{}" d="{}" data-tip="{}"/>').format(shade, outline, tip))
+    borders = []
+    for (a, b), index in owner.items():
+        if owner.get((a + 1, b)) != index:
+            borders.append(f"M{TILE * (a + 1)} {TILE * b}v{TILE}")
+        if owner.get((a, b + 1)) != index:
+            borders.append(f"M{TILE * a} {TILE * (b + 1)}h{TILE}")
+    parts.append(Markup('<path class="joint" d="{}"/>').format("".join(borders)))
+    width, height = (TILE * (max(place[axis] for place in owner) + 1) for axis in (0, 1))
+    return _drawing(parts, width, height, title)
+
+
+def _curve(number: int) -> list[tuple[int, int]]:
+    """Places along Hilbert curves in squares side by side, the largest that the number fills."""
+    side = 1 << (max(number, 1).bit_length() - 1) // 2
+    square = [_hilbert(side, i) for i in range(side * side)]
+    squares = -(-number // len(square))
+    return [(a + side * i, b) for i in range(squares) for a, b in square][:number]
+
+
+def _hilbert(side: int, index: int) -> tuple[int, int]:
+    a = b = 0
+    scale = 1
+    while scale < side:
+        flip_a, flip_b = 1 & (index // 2), 1 & (index ^ (index // 2))
+        if flip_b == 0:
+            if flip_a == 1:
+                a, b = scale - 1 - a, scale - 1 - b
+            a, b = b, a
+        a, b = a + scale * flip_a, b + scale * flip_b
+        index //= 4
+        scale *= 2
+    return a, b
+
+
+def _drawing(parts: Sequence[Markup], width: float, height: float, title: str) -> Markup:
+    head = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(width, height, title)
+    return head + Markup("").join(parts) + Markup("</svg>")
+
+
+def _path(places: Sequence[tuple[float, float]], steps: bool) -> str:
+    texts = [f"{_r(a)} {_r(b)}" for a, b in places]
+    if not steps:
+        return "M" + "L".join(texts)
+    stairs = [f"H{_r(a)}V{_r(b)}" for a, b in places[1:]]
+    return f"M{texts[0]}" + "".join(stairs)
+
+
+def _line(x1: float, y1: float, x2: float, y2: float) -> Markup:
+    return Markup('<line x1="{}" y1="{}" x2="{}" y2="{}"/>').format(_r(x1), _r(y1), _r(x2), _r(y2))
+
+
+def _text(x: float, y: float, text: str, kind: str) -> Markup:
+    return Markup('<text class="{}" x="{}" y="{}">{}</text>').format(kind, _r(x), _r(y), escape(text))
+
+
+def _number(value: float) -> str:
+    return f"{value:,.10g}"
+
+
+def _r(value: float) -> str:
+    """To a tenth of a unit."""
+    return f"{value:.1f}".removesuffix(".0")

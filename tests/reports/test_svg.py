@@ -1,0 +1,67 @@
+"""Drawings: places of lines, ticks, tiles."""
+
+import re
+from itertools import pairwise
+
+import pytest
+
+from prototile.reports import svg
+
+
+@pytest.mark.parametrize(("high", "ticks"), [(1.0, [0, 0.2, 0.4, 0.6, 0.8, 1]), (1.1, [0, 0.25, 0.5, 0.75, 1, 1.25])])
+def test_even_ticks(high, ticks):
+    assert svg.even_ticks(high) == pytest.approx(ticks)
+
+
+def test_axes():
+    assert svg.Axis(0, 10, (), "").place(5, 100, 0) == 50
+    assert svg.Axis(1, 100, (), "", log=True).place(10, 0, 100) == pytest.approx(50)
+
+
+def test_lines_end_at_the_corners():
+    axis = svg.Axis(0, 1, (), "")
+    drawn = svg.chart([svg.Line([(0, 0), (1, 1)], "kind1")], axis, axis, title="t")
+    left, bottom = svg.LEFT, svg.HEIGHT - svg.BOTTOM
+    assert f'd="M{left} {bottom}L{svg.WIDTH - svg.RIGHT} {svg.TOP}"' in drawn
+
+
+def test_stairs():
+    axis = svg.Axis(0, 2, (), "")
+    drawn = svg.chart([svg.Line([(0, 2), (1, 1), (2, 0)], "kind1", steps=True)], axis, axis, title="t")
+    x = [svg.LEFT + (svg.WIDTH - svg.RIGHT - svg.LEFT) * i // 2 for i in range(3)]
+    y = [svg.TOP + (svg.HEIGHT - svg.BOTTOM - svg.TOP) * i // 2 for i in range(3)]
+    assert f'd="M{x[0]} {y[0]}H{x[1]}V{y[1]}H{x[2]}V{y[2]}"' in drawn
+
+
+def test_bands_touch_and_end_at_the_edge():
+    axis = svg.Axis(0, 10, (), "")
+    drawn = svg.chart([], axis, axis, title="t", tips=[svg.Tip(0, "a"), svg.Tip(2, "b"), svg.Tip(7, "c")])
+    found = re.findall(r'class="band" x="([\d.]+)" y="[\d.]+" width="([\d.]+)"', drawn)
+    bands = [(float(x), float(width)) for x, width in found]
+    assert len(bands) == 3
+    for (x, width), (following, _) in zip(bands, [*bands[1:], (svg.WIDTH - svg.RIGHT, 0)], strict=True):
+        assert x + width == pytest.approx(following, abs=0.11)
+
+
+def test_text_is_escaped():
+    axis = svg.Axis(0, 1, (), "<b>")
+    drawn = svg.chart([], axis, axis, title='"<i>', rules=[svg.Rule(0.5, "<u>")], tips=[svg.Tip(0, '"<s>')])
+    assert not re.search("<[bius]>", drawn)
+
+
+@pytest.mark.parametrize("number", [1, 2, 7, 16, 64, 128, 512, 600, 1024])
+def test_every_item_has_a_tile(number):
+    places = svg._curve(number)
+    assert len(set(places)) == number
+    side = 1 << (number.bit_length() - 1) // 2
+    for i, ((a, b), (c, d)) in enumerate(pairwise(places), 1):
+        assert i % side**2 == 0 or abs(a - c) + abs(b - d) == 1  # neighbours, but for the step to the next square
+
+
+def test_tiling():
+    drawn = svg.tiling([12, 3, 1], title="t")
+    sizes = [len(re.findall("M", path)) for path in re.findall(r'class="patch shade\d" d="([^"]*)"', drawn)]
+    assert sizes == [12, 3, 1]
+    assert re.findall(r"shade(\d)", drawn) == ["3", "1", "0"]
+    assert 'data-tip="12 prototypes, one direction"' in drawn
+    assert 'viewBox="0 0 40 40"' in drawn
