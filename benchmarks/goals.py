@@ -52,7 +52,7 @@ class Goal:
     """What is wanted of a value of a benchmark's results."""
 
     text: str
-    relation: Literal["<=", ">=", "<"]
+    relation: Literal["<=", ">=", "<", ">"]
     bound: float
     value: Callable[[Any], float]
 
@@ -62,7 +62,7 @@ class Goal:
             value = self.value(results)
         except KeyError:
             value = None
-        compare = {"<=": operator.le, ">=": operator.ge, "<": operator.lt}[self.relation]
+        compare = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}[self.relation]
         met = None if value is None else compare(value, self.bound)
         return {"goal": self.text, "relation": self.relation, "bound": self.bound, "value": value, "met": met}
 
@@ -182,3 +182,19 @@ def assignments(run: dict[str, Any]) -> list[dict[str, Any]]:
 def views(run: dict[str, Any]) -> list[dict[str, Any]]:
     """All goals of the benchmark of views."""
     return [goal.judge(run) for goal in VIEWS]
+
+
+def training(run: dict[str, Any], cases: list[str]) -> list[dict[str, Any]]:
+    """Faster than lightly in every case: images per second of ours over its."""
+
+    def value(case: str, ours: str) -> Callable[[dict[str, Any]], float]:
+        def ratio(run: dict[str, Any]) -> float:
+            rates = run["cases"][case]["contestants"]
+            return rates[ours]["images_per_second"] / rates["lightly"]["images_per_second"]
+
+        return ratio
+
+    wanted = (
+        Goal(f"{ours} / lightly, {case}", ">", 1, value(case, ours)) for case in cases for ours in ("loop", "fit")
+    )
+    return [goal.judge(run) for goal in wanted]

@@ -1,8 +1,9 @@
 """A run as readable tables (Markdown), and as files.
 
-save                          both files
-assignments, views, loader    the text of each benchmark
-table                         rows of cells
+save                                    both files
+assignments, views, loader, training    the text of each benchmark
+introduction                            what every text begins with
+table                                   rows of cells
 """
 
 import json
@@ -45,6 +46,11 @@ def assignments(run: dict[str, Any]) -> str:
 
 def views(run: dict[str, Any]) -> str:
     parts = _introduction("Views", run), _goals(run["goals"]), _rates(run["cases"]), _about(run["about"])
+    return "\n".join(chain(*parts))
+
+
+def training(run: dict[str, Any]) -> str:
+    parts = _introduction("Training", run), _goals(run["goals"]), _trained(run["cases"]), _about(run["about"])
     return "\n".join(chain(*parts))
 
 
@@ -132,6 +138,33 @@ def _rate(name: str, result: dict[str, Any], rival: float | None) -> tuple[str, 
     rate = result["images_per_second"]
     spread = " - ".join(_number(bound(result["rounds"])) for bound in (min, max))
     return name, _number(rate), spread, _number(1e3 / rate), _number(rate / rival if rival else None)
+
+
+def _trained(cases: dict[str, Any]) -> Iterator[str]:
+    for name, case in cases.items():
+        found = case["contestants"]
+        good = {contestant: result for contestant, result in found.items() if "error" not in result}
+        rival = good.get("lightly", {}).get("images_per_second")
+        yield f"## {name}\n"
+        yield f"{case['note']}\n"
+        header = ("contestant", "images / s", "over the rounds", "ms / image", "/ lightly", "waiting")
+        rows = ((*_rate(x, result, rival), _percent(result.get("waiting"))) for x, result in found.items())
+        yield from table(header, rows)
+        parts = {contestant: result["parts"] for contestant, result in good.items() if "parts" in result}
+        for columns in list(parts.values())[:1]:
+            header = ("where the time goes, without workers", *columns)
+            yield from table(header, ((x, *map(_percent, shares.values())) for x, shares in parts.items()))
+        header = ("the same work", "trained parameters", "tokens / image, student", "teacher", "first loss")
+        yield from table(header, (_work(x, result) for x, result in good.items() if "parameters" in result))
+
+
+def _work(name: str, result: dict[str, Any]) -> tuple[str, ...]:
+    tokens = f"{result['student_tokens']:,.0f}", f"{result['teacher_tokens']:,.0f}"
+    return name, f"{result['parameters']:,}", *tokens, f"{result['first_loss']:.4f}"
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
 
 
 def _about(contestants: dict[str, str]) -> Iterator[str]:
