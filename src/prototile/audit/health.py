@@ -142,7 +142,8 @@ class Window:
     @property
     def marginal(self) -> Float[Tensor, " k"]:
         """The mean target."""
-        return self._sums[:, 1].sum(0) / self.counts.sum().clamp(min=1)
+        mass = self._sums[:, 1].sum(0)
+        return mass / mass.sum().clamp(min=1)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"sums": self._sums.clone()}
@@ -168,7 +169,7 @@ class _Sums:
 
     @property
     def marginal(self) -> Float[Tensor, " k"]:
-        return self.mass / max(self.rows, 1)
+        return self.mass / self.mass.sum().clamp(min=1)  # rounding may leave rows that do not sum to one
 
 
 @torch.no_grad()
@@ -198,7 +199,7 @@ def cluster_health(
         student_confidence=predicted.confidence,
         target_confidence=wanted.confidence,
         marginal_entropy=float(-torch.xlogy(marginal, marginal).sum()),
-        marginal_divergence=float((torch.xlogy(marginal, marginal) - torch.xlogy(marginal, pi)).sum()),
+        marginal_divergence=float((torch.xlogy(marginal, marginal) - torch.xlogy(marginal, pi)).sum().clamp(min=0)),
         marginal_distance=_distance(marginal, pi),
         target_distance=_distance(window.marginal, pi),
         rows=rows,

@@ -58,7 +58,7 @@ class Bar(pl.Callback):
         assert isinstance(pl_module, Training)
         if not trainer.is_global_zero:
             return
-        self._speed.note(batch, pl_module.loader)
+        self._speed.note(len(batch.indices), pl_module.loader.waiting)
         step = trainer.global_step
         if not pl_module.steps_now(batch_idx):
             return

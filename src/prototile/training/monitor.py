@@ -57,7 +57,7 @@ class Monitor(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, Training)
-        self._speed.note(batch, pl_module.loader)
+        self._speed.note(len(batch.indices), pl_module.loader.waiting)
         step = trainer.global_step
         if not pl_module.steps_now(batch_idx) or step % self._every:
             return

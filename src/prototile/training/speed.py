@@ -1,10 +1,9 @@
 """How fast a run goes, and how much of its time it waits for data."""
 
 import time
-from typing import Any
 
 from prototile import distributed
-from prototile.data.loader import Loader, Waiting
+from prototile.data.loader import Waiting
 
 
 class Speed:
@@ -23,12 +22,12 @@ class Speed:
         self._began += now - self._noted
         self._noted = now
 
-    def note(self, batch: Any, loader: Loader) -> None:
-        """One more batch is done."""
+    def note(self, images: int, waiting: Waiting) -> None:
+        """One more batch is done, of so many images on this rank; `waiting` is the loader's."""
         self._noted = time.perf_counter()
-        self._images += len(batch.indices) * distributed.world_size()
+        self._images += images * distributed.world_size()
         self._batches += 1
-        waiting, (before, waited) = loader.waiting, self._before
+        before, waited = self._before
         self._waited += waiting.waited - (waited if waiting is before else 0.0)
         self._before = waiting, waiting.waited
 
