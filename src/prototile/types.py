@@ -64,7 +64,7 @@ class Features:
     pooled: Float[Tensor, "n d"]
     cls: Float[Tensor, "n d"] | None = None
     patches: Float[Tensor, "n p d"] | None = None
-    blocks: tuple[Float[Tensor, "n t _d"], ...] = ()
+    blocks: tuple[Float[Tensor, "n _t _d"], ...] = ()
 
 
 def mapped(x: D, function: Callable[[Tensor], Tensor]) -> D:

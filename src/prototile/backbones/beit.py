@@ -112,7 +112,7 @@ class BEiT(Backbone):
             )
 
     @property
-    def tokens(self) -> list[nn.Parameter]:
+    def _tokens(self) -> list[nn.Parameter]:
         return [self.beit.cls_token, *([] if self.mask_token is None else [self.mask_token])]
 
     @property
@@ -120,7 +120,7 @@ class BEiT(Backbone):
         network = self.beit
         *blocks, last = network.blocks
         assert network.rel_pos_bias is not None
-        embedding = nn.ModuleList([network.patch_embed, network.rel_pos_bias, nn.ParameterList(self.tokens)])
+        embedding = nn.ModuleList([network.patch_embed, network.rel_pos_bias, nn.ParameterList(self._tokens)])
         return [embedding, *blocks, nn.ModuleList([last, network.norm])]
 
     def keep_all_paths_(self) -> None:
@@ -131,7 +131,7 @@ class BEiT(Backbone):
 def _initialize(backbone: BEiT) -> None:
     """A normal of standard deviation 0.02 cut off there; the i-th block's last layers by 1 / sqrt(2 i) smaller."""
     truncated = partial(nn.init.trunc_normal_, std=0.02, a=-0.02, b=0.02)
-    for token in backbone.tokens:
+    for token in backbone._tokens:
         truncated(token)
     for part in backbone.modules():
         if isinstance(part, nn.Linear | nn.Conv2d):

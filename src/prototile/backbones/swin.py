@@ -1,6 +1,6 @@
 """Swin transformers (Liu et al. 2021, https://arxiv.org/abs/2103.14030), on views of any size as in EsViT and iBOT.
 
-n images, c channels, h w pixels or rows and columns of tokens, p patches, d dims, s the side of a window.
+n images, c channels, h w pixels or rows and columns of tokens, p patches, m windows of t tokens, d dims.
 """
 
 from collections.abc import Sequence
@@ -173,25 +173,27 @@ class WindowBlock(nn.Module):
         return x.roll((shift, shift), (1, 2))[:, :height, :width]
 
 
-def windows(x: Float[Tensor, "n h w d"], side: int) -> Float[Tensor, "n*{x.shape[1]*x.shape[2]//side**2} {side}**2 d"]:
+def windows(x: Float[Tensor, "n h w d"], side: int) -> Float[Tensor, "m t d"]:
     """All windows of the first image, row by row, then of the next."""
     n, height, width, d = x.shape
-    x = x.view(n, height // side, side, width // side, side, d)
+    x = x.reshape(n, height // side, side, width // side, side, d)
     return x.transpose(2, 3).reshape(-1, side * side, d)
 
 
-def undivided(x: Float[Tensor, "_ s*s d"], height: int, width: int, side: int) -> Float[Tensor, "n {height} {width} d"]:
+def undivided(x: Float[Tensor, "m t d"], height: int, width: int, side: int) -> Float[Tensor, "n {height} {width} d"]:
     """The grid whose windows these are."""
     x = x.view(-1, height // side, width // side, side, side, x.shape[2])
     return x.transpose(2, 3).reshape(-1, height, width, x.shape[-1])
 
 
-def apart(height: int, width: int, side: int, shift: int, like: Tensor) -> Float[Tensor, "w s*s s*s"]:
+def apart(height: int, width: int, side: int, shift: int, like: Tensor) -> Float[Tensor, "m t t"]:
     """-100 between tokens of a window that the shift brought together from opposite borders, 0 elsewhere."""
-    rows, columns = (
-        (torch.arange(length, device=like.device) >= length - side).int()
-        + (torch.arange(length, device=like.device) >= length - shift).int()
-        for length in (height, width)
-    )
+    rows, columns = (_bands(length, side, shift, like.device) for length in (height, width))
     regions = windows((3 * rows[:, None] + columns)[None, ..., None].to(like.dtype), side)[..., 0]
     return (regions[:, None] != regions[:, :, None]).to(like.dtype) * -100
+
+
+def _bands(length: int, side: int, shift: int, device: torch.device) -> Int[Tensor, " {length}"]:
+    """Of a shifted axis: 0 up to the last window, where 1 is what was there and 2 what comes from the other border."""
+    places = torch.arange(length, device=device)
+    return (places >= length - side).long() + (places >= length - shift).long()
