@@ -118,7 +118,7 @@ def shard_(modules: Iterable[torch.nn.Module]) -> None:
     from torch.distributed.fsdp import fully_shard
 
     if unit := list(modules):
-        fully_shard(unit)
+        fully_shard(unit, reshard_after_forward=True)  # a teacher's forward is not followed by a backward
 
 
 def is_sharded(x: Any) -> bool:

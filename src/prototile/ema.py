@@ -10,6 +10,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from prototile import distributed
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -28,6 +30,9 @@ def teacher_of(student: M, *, shared: nn.Module | None = None) -> M:
 def follow_(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """teacher <- momentum * teacher + (1 - momentum) * student, parameter by parameter."""
     apart = [(t, s) for t, s in zip(teacher.parameters(), student.parameters(), strict=True) if t is not s]
-    torch._foreach_lerp_(  # type: ignore[reportPrivateImportUsage]
-        [t for t, _ in apart], [s.to(t.dtype) for t, s in apart], 1 - momentum
-    )
+    for sharded in (False, True):  # one call each: they do not mix
+        pairs = [(t, s) for t, s in apart if distributed.is_sharded(t) is sharded]
+        if pairs:
+            torch._foreach_lerp_(  # type: ignore[reportPrivateImportUsage]
+                [t for t, _ in pairs], [s.to(t.dtype) for t, s in pairs], 1 - momentum
+            )

@@ -12,6 +12,7 @@ import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from jaxtyping import Float
@@ -95,8 +96,8 @@ def _found(path: str) -> Any:
         found = vars(importlib.import_module(module))[name]
     except (ImportError, KeyError):
         raise ValueError(f"there is no {path}: the file was written by another version, or by hand") from None
-    origin = vars(found).get("__module__") or "" if not isinstance(found, type) else found.__module__
-    if not callable(found) or not (origin == _ROOM or origin.startswith(f"{_ROOM}.")) or name.startswith("_"):
+    known = isinstance(found, type | FunctionType) and f"{found.__module__}.".startswith(f"{_ROOM}.")
+    if not known or name.startswith("_"):
         raise ValueError(f"{path} is no backbone: only what {_ROOM} defines is built")
     return found
 

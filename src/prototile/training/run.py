@@ -46,6 +46,8 @@ _SILENCED = (
     ".*srun. command is available.*",
     ".*tensorboardX.*",
     ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
+    ".*`broadcast_buffers` is deprecated.*",  # its successor is not in torch 2.9
+    ".*FSDP2-wrapped module .* returned a view tensor.*",  # which nothing changes in place
     ".*barrier.* using the device under current context.*",
 )
 
@@ -136,7 +138,7 @@ def fit(
             accumulate_grad_batches=accumulate,
             sync_batchnorm=sync_batch_norm,
             logger=list(loggers) or False,
-            callbacks=[*callbacks, guard, ending, saving],
+            callbacks=[*callbacks, guard, saving, ending],
             plugins=[io],
             default_root_dir=out,
             enable_checkpointing=False,
@@ -173,16 +175,23 @@ class _Ending(Callback):
     ) -> None:
         assert isinstance(pl_module, Training)
         last = batch_idx + 1 == len(pl_module.loader)
-        if self._limit is not None and trainer.global_step >= self._limit and pl_module.steps_now(batch_idx):
-            if last and trainer.current_epoch + 1 == trainer.max_epochs:
-                return  # the run ends by itself
+        if self._reached(trainer) and pl_module.steps_now(batch_idx) and not last:
             self._saving.save(trainer, must=True)
+            self._export(trainer, pl_module)
+            raise _Enough
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Training)
+        if self._reached(trainer) and trainer.current_epoch + 1 != trainer.max_epochs:
             self._export(trainer, pl_module)
             raise _Enough
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Training)
         self._export(trainer, pl_module)
+
+    def _reached(self, trainer: pl.Trainer) -> bool:
+        return self._limit is not None and trainer.global_step >= self._limit
 
     def _export(self, trainer: pl.Trainer, module: Training) -> None:
         self.steps = trainer.global_step

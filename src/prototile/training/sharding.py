@@ -45,6 +45,14 @@ class Sharded(DDPStrategy):
             _shard_(network)
         self._whole = [p for p in module.parameters() if p.requires_grad and not distributed.is_sharded(p)]
 
+    def teardown(self) -> None:
+        """Leaves the method where it is: parts cannot be moved after an error within a layer."""
+        assert self.cluster_environment is not None
+        assert self.accelerator is not None
+        self.cluster_environment.teardown()
+        self.precision_plugin.teardown()
+        self.accelerator.teardown()
+
     def post_backward(self, closure_loss: Tensor) -> None:
         distributed.average_gradients_(self._whole)
 
@@ -69,10 +77,10 @@ class Sharded(DDPStrategy):
 
 
 def _shard_(network: Backbone) -> None:
-    """Layer by layer, then what is left: what no part with a forward of its own holds."""
-    for layer in network.layers:
-        parts = list(layer.children()) if isinstance(layer, nn.ModuleList) else [layer]
-        distributed.shard_([part for part in parts if not isinstance(part, nn.ParameterList) and _has_parameters(part)])
+    """Layer by layer, then what is left: the first, whose tokens and positions belong to no module of it."""
+    for layer in network.layers[1:]:
+        parts = layer.children() if isinstance(layer, nn.ModuleList) else [layer]
+        distributed.shard_([part for part in parts if _has_parameters(part)])
     distributed.shard_([network])
 
 
