@@ -32,6 +32,7 @@ def test_a_failure_shows_where():
         ran(["fail", "wait"], 2)
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_noticed():
     with pytest.raises(RuntimeError, match="the process that ran die ended with exit code -9"):
         ran(["die", "wait"], 2)

@@ -130,7 +130,7 @@ def test_the_command(tmp_path, capsys, monkeypatch, result):
         heard.update(seeds=seeds, quick=quick)
         return replace(result, quick=quick)
 
-    monkeypatch.setattr("prototile.demo.main.run", instead)
+    monkeypatch.setattr("prototile.demo.command.run", instead)
     out = tmp_path / "a" / "b"
     main(str(out), seeds=4, quick=True)
     assert heard == {"seeds": 4, "quick": True}

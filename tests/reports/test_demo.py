@@ -85,6 +85,8 @@ def test_numbers_in_the_text_are_those_of_the_result():
     assert "90.0 ± 0.0 %" in text  # untrained
     assert "merging prototypes. 3 are one. So it goes." in text
     assert "1.5 minutes" in text
+    assert "from 2.00 to 1.00 without KoLeo-proto" in text
+    assert "with it 16.0 ± 0.0 of 16 stay unique" in text
     assert "leave 7.6 % of the clusters empty" in text
     assert "A quick run" not in text
 
@@ -112,6 +114,14 @@ def test_a_quick_run_says_so():
     assert "±" not in text
 
 
+def test_what_a_warning_means_is_said_once():
+    first, second = (demo_cases.run(arm, 0) for arm in ("forgetting", "koleo"))
+    runs = (first, replace(second, warnings=first.warnings), *demo_cases.result().runs[2:4])
+    text = Tree(page(demo_cases.result(runs=runs, seeds=(0,)))).text
+    assert text.count("3 are one.") == 2
+    assert text.count("So it goes.") == 1
+
+
 def test_no_warning_is_said_too():
     result = demo_cases.result()
     quiet = replace(result, runs=tuple(replace(run, warnings=()) for run in result.runs))
@@ -124,6 +134,8 @@ def test_what_did_not_show_is_said_not_to():
     assert finding(result, "collapse").answer == "no, in 0 of 2 seeds"
     assert "does not show the collapse" in finding(result, "collapse").text
     assert "no collapse to speak of" in demo_words.headline(result)
+    assert not any("collapse" in text for text in demo_words.shows(result))
+    assert any("collapse" in text for text in demo_words.shows(demo_cases.result()))
     assert "does not show the collapse" in Tree(page(result)).text
 
     result = with_after(demo_cases.result(), "koleo", unique=5)

@@ -16,8 +16,8 @@ minutes. That a matching prior finds another factor of the data (Assran et al. 2
 price only.
 """
 
+from prototile.demo.command import main
 from prototile.demo.experiment import run
-from prototile.demo.main import main
 from prototile.reports.demo_result import Result
 
 __all__ = ["Result", "main", "run"]

@@ -2,7 +2,7 @@
 
 import argparse
 
-from prototile.demo.main import main
+from prototile.demo.command import main
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m prototile.demo", description="What prototypes do, in minutes.")

@@ -13,7 +13,7 @@ from prototile.reports.demo_result import Price, Prices
 FACTORS = 10  # values of a factor, one prototype for each
 EXPONENTS = (0.25, 0.5, 1.0, 1.5)
 SHOWN = 0.5  # the exponent of the long tail in the curves
-LARGEST = 2.0
+LARGEST = 1.0
 
 
 def price(code: Prior, prior: Prior, num_prototypes: int = FACTORS) -> float:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from prototile.reports import demo_words, svg
 from prototile.reports import page as pages
-from prototile.reports.demo_result import Picture, Prices, Result, Run, thrown
+from prototile.reports.demo_result import Picture, Prices, Result, Run, Spread, Warned, thrown
 
 INK = 16  # the darkest value of an image
 BANDS = 32  # places of the chart of sizes that a pointer can read
@@ -29,6 +29,9 @@ def page(result: Result) -> str:
         headline=demo_words.headline(result),
         findings=demo_words.findings(result),
         table=demo_words.table(result),
+        shows=demo_words.shows(result),
+        losses=demo_words.losses(result),
+        usual=Spread.of(result.values("centering", lambda snapshot: snapshot.unique)),
         untrained=demo_words.untrained_knn(result),
         chance=thrown(result.settings.num_prototypes, result.settings.train_images),
         curves=curves(result),
@@ -39,6 +42,7 @@ def page(result: Result) -> str:
         kinds=_kinds(result),
         commands=COMMANDS,
         per_run=fmean(run.seconds for run in result.runs),
+        watched=watched(result),
         source=source,
         wrong=wrong,
     )
@@ -76,8 +80,8 @@ def tilings(result: Result) -> list[tuple[str, int, Markup]]:
     without, with_koleo = result.of("forgetting")[0], result.of("koleo")[0]
     shown = [
         ("before training", without.before),
-        (f"after: {result.arm('forgetting').label}", without.after),
-        (f"after: {result.arm('koleo').label}", with_koleo.after),
+        (result.arm("forgetting").label, without.after),
+        (result.arm("koleo").label, with_koleo.after),
     ]
     return [
         (title, s.unique, svg.tiling(s.groups, title=f"{title}: {s.unique} unique of {sum(s.groups)}"))
@@ -120,15 +124,29 @@ def price_curves(prices: Prices) -> Markup:
     ]
     return svg.chart(
         [
-            svg.Line([*zip(exponents, prices.tailed, strict=True)], "kind1"),
-            svg.Line([*zip(exponents, prices.uniform, strict=True)], "kind2"),
+            svg.Line([*zip(exponents, prices.tailed, strict=True)], "kind5"),
+            svg.Line([*zip(exponents, prices.uniform, strict=True)], "kind6"),
         ],
         svg.Axis(0, exponents[-1], svg.even_ticks(exponents[-1], 4), "exponent of the prior (0: uniform)"),
         svg.Axis(0, ticks[-1], ticks, "KL, nats"),
         title="KL divergence that each code pays over the exponent of the prior",
-        dots=[(0, 0, "kind2"), (prices.shown, 0, "kind1")],
+        dots=[(0, 0, "kind6"), (prices.shown, 0, "kind5")],
         tips=tips,
     )
+
+
+def watched(result: Result) -> list[tuple[Run, list[tuple[Warned, str]]]]:
+    """The first run of each arm that was warned, and its warnings; what one means is said once on the page."""
+    said: set[str] = set()
+    found = []
+    for arm in result.arms:
+        for run in [run for run in result.of(arm.key) if run.warnings][:1]:
+            warnings = []
+            for warning in run.warnings:
+                warnings.append((warning, "" if warning.name in said else warning.advice))
+                said.add(warning.name)
+            found.append((run, warnings))
+    return found
 
 
 def source(picture: Picture) -> str:

@@ -2,6 +2,8 @@
 
 findings(result)     what was asked, whether it showed, figures, and what it means
 headline(result)     the same in one line
+shows(result)        what to take home
+losses(result)       what the loss told meanwhile
 table(result)        mean and spread of every arm
 """
 
@@ -88,6 +90,30 @@ def headline(result: Result) -> str:
         first += f", {kept} with KoLeo-proto: no repair to speak of"
     second = f"Centering left {lost} of the clusters empty, explicit balancing {filled}"
     return f"{first}. {second}{'' if balance.shown else ': no clear difference'}."
+
+
+def shows(result: Result) -> list[str]:
+    """What this run shows, of what it was made for."""
+    said = {
+        "collapse": "Prototypes can collapse in part while training goes on (Govindarajan et al. 2024).",
+        "repair": "A term on the prototypes alone keeps them apart (Govindarajan et al. 2024).",
+        "balance": "How many clusters hold images is decided by balancing (Maniadis Metaxas et al. 2024).",
+        "two": "More unique prototypes are not more used ones.",
+    }
+    shown = [
+        text for name, text in said.items() for finding in findings(result) if finding.name == name and finding.shown
+    ]
+    return [*shown, "Which code a prior admits, exactly (Assran et al. 2023)."]
+
+
+def losses(result: Result) -> str:
+    """How the loss went while prototypes merged, or did not."""
+    parts = []
+    for arm, name in (("forgetting", "without"), ("koleo", "with")):
+        seen = [[point.loss for point in run.curve if point.loss is not None] for run in result.of(arm)]
+        first, last = fmean(curve[0] for curve in seen), fmean(curve[-1] for curve in seen)
+        parts.append(f"from {first:.2f} to {last:.2f} {name}")
+    return f"The loss does not tell: it went {parts[0]} KoLeo-proto and {parts[1]}. What tells is M along the way."
 
 
 def _collapse(result: Result) -> Finding:
@@ -192,7 +218,7 @@ def _accuracy(result: Result) -> Finding:
     without, with_koleo = result.values("forgetting", _knn), result.values("koleo", _knn)
     gain = fmean(b - a for a, b in zip(without, with_koleo, strict=True))
     shown = gain > NO_DIFFERENCE
-    points = f"{100 * gain:+.1f} points"
+    points = f"{100 * gain:+.1f} points".replace("-", "−")
     if shown:
         text = f"With KoLeo-proto the features were better by {points} on average; on so few images that proves little."
     elif gain < -NO_DIFFERENCE:

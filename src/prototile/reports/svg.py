@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 460, 300
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 12, 42
+LEFT, RIGHT, TOP, BOTTOM = 40, 12, 26, 42
 TILE = 10
 
 
@@ -95,6 +95,7 @@ def chart(
         parts.append(_text(at, bottom + 17, _number(tick), "tick middle"))
     parts.append(Markup("</g>"))
     parts.append(_text((LEFT + right) / 2, HEIGHT - 6, x.label, "name middle"))
+    parts.append(_text(0, 12, y.label, "name"))
     parts.append(Markup('<g class="rules">'))
     for rule in rules:
         parts.append(_line(LEFT, down(rule.level), right, down(rule.level)))
