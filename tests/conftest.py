@@ -10,6 +10,7 @@ import torch
 from ranks import RankPool
 
 torch.set_warn_always(True)  # warnings are errors: every one, not only the first
+torch.set_num_threads(1)  # the tests' tensors are small: more threads would only wait for each other
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

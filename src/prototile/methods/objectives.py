@@ -21,22 +21,26 @@ from torch import Tensor, nn
 
 from prototile.assignments import Assignments, Pairs, cross_entropy, cross_entropy_and_mean
 from prototile.balancing import Balancer, Queue
-from prototile.heads import ExCBHead
+from prototile.heads import ExCBHead, Head
 from prototile.methods.method import Clusters
 from prototile.methods.network import Encoded
 from prototile.regularizers import MatchPrior
 from prototile.schedules import Progress, Schedule
 from prototile.sphere import normalize
-from prototile.types import Views
+from prototile.types import Features, Views
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A weighted loss, its unweighted parts by name, and the clusters behind it."""
+    """Parts of a loss by name, their weights, and the clusters behind them."""
 
-    loss: Float[Tensor, ""]
     parts: dict[str, Float[Tensor, ""]]
+    weights: dict[str, float]
     clusters: dict[str, Clusters] = field(default_factory=dict)
+
+    @property
+    def loss(self) -> Float[Tensor, ""]:
+        return torch.stack([self.weights[name] * x for name, x in self.parts.items()]).sum()
 
 
 class Objective(nn.Module, ABC):
@@ -93,13 +97,13 @@ class ClassTokens(Objective):
         predicted, scored = self._assignments(student, teacher, self.temperatures.teacher(progress))
         targets = self._balanced(scored, progress)
         pairs = Pairs.cross if self.pairs == "cross" else Pairs.every
-        loss, parts = _with_match(
-            predicted, targets, pairs(teacher.count, student.count).times(self.weight), self.match, self.match_weight
+        parts = _parts(
+            predicted, targets, pairs(teacher.count, student.count), self.match if self.match_weight else None
         )
         if self.entropy_weight:
             parts["entropy"] = predicted.entropy()
-            loss = loss + self.entropy_weight * parts["entropy"]
-        return Outcome(loss, parts, {self.tokens: seen(predicted, targets, self.match.prior)})
+        weights = {"cross_entropy": self.weight, "match_prior": self.match_weight, "entropy": self.entropy_weight}
+        return Outcome(parts, weights, {self.tokens: seen(predicted, targets, self.match.prior)})
 
     def _assignments(self, student: Encoded, teacher: Encoded, temperature: float) -> tuple[Assignments, Assignments]:
         """The student's, and the teacher's before they are balanced; a student that teaches itself multiplies once."""
@@ -155,11 +159,8 @@ class MaskedPatches(Objective):
         else:
             targets = self.balancer(_patch_assignments(teacher, temperature, mask).detach())
         loss = cross_entropy(predicted, targets, Pairs.masked(mask))
-        return Outcome(
-            self.weight * loss,
-            {"cross_entropy_patches": loss},
-            {self.tokens: seen(predicted, targets, self.prior)} if len(predicted) else {},
-        )
+        clusters = {self.tokens: seen(predicted, targets, self.prior)} if len(predicted) else {}
+        return Outcome({"cross_entropy_patches": loss}, {"cross_entropy_patches": self.weight}, clusters)
 
 
 class Regions(Objective):
@@ -210,9 +211,8 @@ class Regions(Objective):
                 predicted, targets.take(t * taught[t].flatten(0, 1).shape[0] + match), Pairs.same().weighing(weights)
             )
         everyone = _patch_head(student).prototypes(projected.detach(), self.temperatures.student)
-        return Outcome(
-            self.weight * loss, {"cross_entropy_regions": loss}, {self.tokens: seen(everyone, targets, self.prior)}
-        )
+        clusters = {self.tokens: seen(everyone, targets, self.prior)}
+        return Outcome({"cross_entropy_regions": loss}, {"cross_entropy_regions": self.weight}, clusters)
 
 
 class ExplicitClusters(Objective):
@@ -250,11 +250,11 @@ class ExplicitClusters(Objective):
         projected = cross_entropy(given.learning, targets, Pairs.weighted(projector[:, :t]))
         if self.variant == "paper" and s > t:
             projected = projected + cross_entropy(given.local, targets, Pairs.weighted(projector[:, t:]))
-        predicted, parts = _with_match(
-            given.predicted, targets, Pairs.weighted(predictor), self.match, self.match_weight
-        )
-        parts = {"cross_entropy_projector": projected, **parts}
-        return Outcome(projected + predicted, parts, {self.tokens: seen(given.predicted, targets, self.match.prior)})
+        matched = self.match if self.match_weight else None
+        parts = {"cross_entropy_projector": projected}
+        parts |= _parts(given.predicted, targets, Pairs.weighted(predictor), matched)
+        weights = {"cross_entropy_projector": 1.0, "cross_entropy": 1.0, "match_prior": self.match_weight}
+        return Outcome(parts, weights, {self.tokens: seen(given.predicted, targets, self.match.prior)})
 
 
 def excb_pairs(
@@ -283,19 +283,17 @@ def seen(student: Assignments, targets: Assignments, prior: Float[Tensor, " k"])
     return Clusters(replace(student.detach(), held=None), replace(targets, held=None), prior)
 
 
-def _with_match(
-    student: Assignments, targets: Assignments, pairs: Pairs, match: MatchPrior, match_weight: float
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Cross-entropy, and the weighted distance of the student's marginal from the prior where that has a weight."""
-    if not match_weight:
-        loss = cross_entropy(student, targets, pairs)
-        return loss, {"cross_entropy": loss}
+def _parts(
+    student: Assignments, targets: Assignments, pairs: Pairs, match: MatchPrior | None
+) -> dict[str, Float[Tensor, ""]]:
+    """The cross-entropy, and how far the student's marginal is from the prior where that is asked for."""
+    if match is None:
+        return {"cross_entropy": cross_entropy(student, targets, pairs)}
     loss, mean = cross_entropy_and_mean(student, targets, pairs)
-    parts = {"cross_entropy": loss, "match_prior": match(mean)}
-    return loss + match_weight * parts["match_prior"], parts
+    return {"cross_entropy": loss, "match_prior": match(mean)}
 
 
-def _patch_head(encoded: Encoded):
+def _patch_head(encoded: Encoded) -> Head:
     head = encoded.network.patch_head
     assert head is not None  # the method's function made one
     return head
@@ -313,7 +311,7 @@ def _patch_assignments(encoded: Encoded, temperature: float, mask: Tensor) -> As
     return _patch_head(encoded)(patches[mask], temperature)
 
 
-def _regions(features, views: int) -> Float[Tensor, "v b p d"]:
+def _regions(features: Features, views: int) -> Float[Tensor, "v b p d"]:
     assert features.patches is not None
     return features.patches.unflatten(0, (views, -1))
 

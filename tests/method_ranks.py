@@ -1,0 +1,66 @@
+"""A method's training steps as one of several ranks, for tests that two ranks equal one."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from method_cases import CASES, batch
+from prototile import distributed
+from prototile.schedules import Progress
+
+IMAGES, STEPS = 8, 3
+FIXED = {
+    "dinov2": {"koleo_weight": 0.0},  # as published, KoLeo sees its own rank's rows
+    "swav": {"queue": 16},  # over all ranks
+}
+
+
+class SyncedNorm(nn.Module):
+    """Batch norm over the rows of all ranks. torch's own synchronised one runs on GPUs alone."""
+
+    def __init__(self, norm: nn.BatchNorm1d | nn.BatchNorm2d):
+        super().__init__()
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.movedim(1, -1).flatten(0, -2)
+        mean = distributed.mean_rows(rows.sum(0), len(rows))
+        variance = distributed.mean_rows((rows - mean).square().sum(0), len(rows))
+        shape = (-1, *[1] * (x.ndim - 2))
+        x = (x - mean.view(shape)) / (variance + self.eps).sqrt().view(shape)
+        return x if self.weight is None else x * self.weight.view(shape) + self.bias.view(shape)
+
+
+def synced(module: nn.Module) -> nn.Module:
+    """With every batch norm replaced."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+            setattr(module, name, SyncedNorm(child))
+        else:
+            synced(child)
+    return module
+
+
+def training(rank: int, world: int, name: str) -> dict[str, Tensor]:
+    """Loss, parameters and state after some whole steps."""
+    torch.manual_seed(1)
+    options = dict(FIXED.get(name, {}))
+    if "queue" in options:
+        options["queue"] //= world
+    method = synced(CASES[name].make(**options)).double()
+    trained = [p for p in method.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=0.1, momentum=0.9)
+    losses = []
+    for i in range(STEPS):
+        progress = Progress(i, 10, 2)
+        views = batch(name, IMAGES, step=i, rank=rank, world=world).views
+        terms = method(tuple(replace(v, images=v.images.double()) for v in views), progress)
+        optimizer.zero_grad()
+        terms.loss.backward()
+        distributed.average_gradients_(trained)
+        optimizer.step()
+        method.after_step(progress)
+        losses.append(terms.loss.detach())
+    state = {key: x for key, x in method.state_dict().items() if "queue" not in key}
+    return {"loss": torch.stack(losses)} | state
