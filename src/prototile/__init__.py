@@ -1,11 +1,15 @@
 """prototile: self-supervised vision models whose representations are clusters.
 
-Which distribution do the clusters follow, and which should they? So far these are the mathematical core, and data and
-views: every block works alone in a plain PyTorch loop. Each module opens with a table of what it holds and where the
-papers use it.
+Which distribution do the clusters follow, and which should they? `pretrain` trains a method; every block works alone in
+a plain PyTorch loop, too. Each module opens with a table of what it holds and where the papers use it.
+
+What needs timm or Lightning is imported when it is first used.
 """
 
-from prototile import data, losses, regularizers, schedules, training, views
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from prototile import data, losses, regularizers, schedules, views
 from prototile.assignments import (
     Assignments,
     Pairs,
@@ -39,6 +43,25 @@ from prototile.regularizers import (
     VarianceCovariance,
 )
 
+if TYPE_CHECKING:
+    from prototile import audit, backbones, checkpoints, demo, evaluation, methods, recipes, reports, training
+    from prototile.cli.pretraining import pretrain
+
+_LATER = ("audit", "backbones", "checkpoints", "demo", "evaluation", "methods", "recipes", "reports", "training")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return importlib.import_module(f"prototile.{name}")
+    if name == "pretrain":
+        return importlib.import_module("prototile.cli.pretraining").pretrain
+    raise AttributeError(f"module 'prototile' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 __all__ = [
     "Assignments",
     "Balancer",
@@ -65,14 +88,23 @@ __all__ = [
     "Uniform",
     "Uniformity",
     "VarianceCovariance",
+    "audit",
+    "backbones",
+    "checkpoints",
     "cross_entropy",
     "cross_entropy_and_mean",
     "data",
+    "demo",
     "dense",
+    "evaluation",
     "losses",
+    "methods",
     "nearest",
+    "pretrain",
+    "recipes",
     "regularizers",
     "release_scratch",
+    "reports",
     "schedules",
     "scratch_budget",
     "smooth",

@@ -1,0 +1,158 @@
+"""Verbs, errors and exit codes.
+
+0    it is done
+2    a setting, the data or a folder is wrong: nothing was started
+3    the numbers of the run broke (`Diverged`): the last checkpoint is sound
+128 + n    signal n ended the run after it had written a checkpoint: `--resume` goes on
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+_USAGE = """\
+usage: prototile VERB ...
+
+  prototile demo        four minutes on two cores: what prototypes do, and a page that shows it
+  prototile recipes     the ready runs; with a name, one of them
+  prototile pretrain    train a method on any images
+
+  prototile VERB --help says more, prototile --version which one this is."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; gives its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        return _run(words)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        code = _code_of(error)
+        if debug or code is None:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return code
+
+
+def _run(words: list[str]) -> int:
+    verb, *rest = words or ["--help"]
+    if verb in ("--help", "-h", "help"):
+        print(_USAGE)
+    elif verb == "--version":
+        print(f"prototile {version('prototile')}")
+    elif verb == "demo":
+        _demo(rest)
+    elif verb == "recipes":
+        _recipes(rest)
+    elif verb == "pretrain":
+        return _pretrain(rest)
+    else:
+        raise ValueError(f"there is no verb {verb!r}: there are demo, recipes and pretrain")
+    return 0
+
+
+def _demo(words: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="prototile demo", description="Trains on embedded digits and shows what came out."
+    )
+    parser.add_argument("--out", default="prototile-demo", help="folder for index.html and result.json")
+    parser.add_argument("--seeds", type=int, default=3, help="how often each arm is trained (3)")
+    parser.add_argument("--quick", action="store_true", help="one seed and fewer steps: its numbers mean little")
+    parser.add_argument("--no-open", dest="open", action="store_false", help="do not open the page in a browser")
+    given = parser.parse_args(words)
+    from prototile.demo import main as demo
+
+    demo(given.out, seeds=given.seeds, quick=given.quick, open=given.open)
+
+
+def _recipes(words: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="prototile recipes", description="Lists the ready runs, or prints one of them."
+    )
+    parser.add_argument("name", nargs="?", help="print this recipe")
+    given = parser.parse_args(words)
+    from prototile.cli.listing import listing
+    from prototile.recipes import read
+
+    print(listing() if given.name is None else read(given.name).text, end="")
+
+
+def _pretrain(words: list[str]) -> int:
+    from prototile.cli import helping
+    from prototile.cli.layers import arguments
+    from prototile.cli.pretraining import run, settings_of
+    from prototile.cli.settings import FLAGS, TEXTS
+
+    if not words or words[0] in ("--help", "-h"):
+        print(helping.pretrain_help())
+        return 0
+    if (asked := _asked(words)) is not None:
+        print(helping.part_help(*asked))
+        return 0
+    recipe, shown, given = None, False, []
+    for name, value in arguments(words, FLAGS, TEXTS):
+        if name == "recipe":
+            recipe = value
+        elif name == "print_config":
+            shown = bool(value)
+        else:
+            given.append((name, value))
+    settings = settings_of(recipe, given)
+    if shown:
+        print(settings.yaml(), end="")
+        return 0
+    from prototile.training.checkpointing import Interrupted
+
+    _log_to_screen()
+    try:
+        done = run(settings)
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        return int(error.code) if isinstance(error.code, int) else 130
+    print(
+        f"done: {done.steps:,} steps in {done.seconds:,.0f} seconds; the weights are in {done.model}", file=sys.stderr
+    )
+    return 0
+
+
+def _asked(words: list[str]) -> tuple[str, str | None] | None:
+    """The part that help is asked on, and its name."""
+    for i, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if flag.startswith("--") and flag.endswith(".help"):
+            follows = words[i + 1] if i + 1 < len(words) and not words[i + 1].startswith("--") else None
+            return flag[2:].removesuffix(".help"), value if equals else follows
+    return None
+
+
+def _code_of(error: RuntimeError) -> int | None:
+    """The exit code of an error that users are to read; none of one that is a mistake of the package."""
+    from prototile.training.guard import Diverged
+
+    return 3 if isinstance(error, Diverged) else None
+
+
+class _Screen(logging.Handler):
+    """Messages to standard error, whatever that is now: a live bar takes its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        mark = "warning: " if record.levelno >= logging.WARNING else ""
+        print(f"{mark}{record.getMessage()}", file=sys.stderr, flush=True)
+
+
+def _log_to_screen() -> None:
+    package = logging.getLogger("prototile")
+    if not any(isinstance(handler, _Screen) for handler in package.handlers):
+        package.addHandler(_Screen())
+    package.setLevel(logging.INFO)
