@@ -188,12 +188,6 @@ def undivided(x: Float[Tensor, "m t d"], height: int, width: int, side: int) -> 
 
 def apart(height: int, width: int, side: int, shift: int, like: Tensor) -> Float[Tensor, "m t t"]:
     """-100 between tokens of a window that the shift brought together from opposite borders, 0 elsewhere."""
-    rows, columns = (_bands(length, side, shift, like.device) for length in (height, width))
-    regions = windows((3 * rows[:, None] + columns)[None, ..., None].to(like.dtype), side)[..., 0]
+    rows, columns = (torch.arange(n, device=like.device) >= n - shift for n in (height, width))  # came over the border
+    regions = windows((2 * rows[:, None] + columns)[None, ..., None].to(like.dtype), side)[..., 0]
     return (regions[:, None] != regions[:, :, None]).to(like.dtype) * -100
-
-
-def _bands(length: int, side: int, shift: int, device: torch.device) -> Int[Tensor, " {length}"]:
-    """Of a shifted axis: 0 up to the last window, where 1 is what was there and 2 what comes from the other border."""
-    places = torch.arange(length, device=device)
-    return (places >= length - side).long() + (places >= length - shift).long()
