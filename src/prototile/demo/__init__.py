@@ -8,7 +8,9 @@
     backbone      a small convolutional network
     arms          four ways to train: with and without KoLeo-proto, centering and explicit balancing
     training      one run; measures what is looked at
-    experiment    all runs; processes of one thread each
+    processes     two of them, of one thread each
+    experiment    all runs
+    command       what is printed and written
     prices        what a wrong prior costs, exactly
 
 The prototypes' collapse (Govindarajan et al. 2024) and explicit balancing (Maniadis Metaxas et al. 2024) show within

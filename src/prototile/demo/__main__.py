@@ -1,6 +1,7 @@
 """`python -m prototile.demo`."""
 
 import argparse
+import sys
 
 from prototile.demo.command import main
 
@@ -10,4 +11,9 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, default=3, help="how often each arm is trained (3)")
     parser.add_argument("--quick", action="store_true", help="one seed and fewer steps: its numbers mean little")
     parser.add_argument("--no-open", dest="open", action="store_false", help="do not open the page in a browser")
-    main(**vars(parser.parse_args()))
+    try:
+        main(**vars(parser.parse_args()))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except ValueError as error:
+        sys.exit(f"error: {error}")

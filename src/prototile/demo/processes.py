@@ -81,7 +81,7 @@ def _hand_out(
     running: dict[Connection, tuple[BaseProcess, int]] = {}
     for process, pipe in pool:
         running[pipe] = process, waiting.pop()
-        pipe.send(jobs[running[pipe][1]])
+        _send(pipe, process, jobs[running[pipe][1]])
     while running:
         for pipe in wait(list(running)):
             assert isinstance(pipe, Connection)
@@ -95,21 +95,32 @@ def _hand_out(
                     del running[pipe]
                     if waiting:
                         running[pipe] = process, waiting.pop()
-                        pipe.send(jobs[running[pipe][1]])
+                        _send(pipe, process, jobs[running[pipe][1]])
                 case int(steps):
                     on_steps(jobs[index], steps)
     return [results[index] for index in range(len(jobs))]
+
+
+def _send(pipe: Connection, process: BaseProcess, job: object) -> None:
+    try:
+        pipe.send(job)
+    except (BrokenPipeError, ConnectionResetError):
+        raise _ended(process, job) from None
 
 
 def _received(pipe: Connection, process: BaseProcess, job: object) -> object:
     try:
         return pipe.recv()
     except (EOFError, ConnectionResetError):
-        process.join()
-        raise RuntimeError(
-            f"the process that ran {job} ended with exit code {process.exitcode} and without a result: "
-            "was it killed, or out of memory? Start again, or with workers=0 to see it happen in this process"
-        ) from None
+        raise _ended(process, job) from None
+
+
+def _ended(process: BaseProcess, job: object) -> RuntimeError:
+    process.join()
+    return RuntimeError(
+        f"the process that ran {job} ended with exit code {process.exitcode} and without a result: "
+        "was it killed, or out of memory? Start again, or with workers=0 to see it happen in this process"
+    )
 
 
 def _serve(work: Callable[[J, Report], Any], pipe: Connection) -> None:
