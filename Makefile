@@ -30,9 +30,10 @@ demo: .venv/.stamp ## Run the examples
 bench: .venv-bench/.stamp ## Run the benchmarks, beside other libraries
 	.venv-bench/bin/python benchmarks/assignments.py
 	.venv-bench/bin/python benchmarks/views.py
+	.venv-bench/bin/python benchmarks/training.py
 
-gpu: ## Run the GPU tests and the benchmarks, with the machine's own torch if it sees a GPU
-	scripts/gpu
+gpu: ## Run GPU tests, benchmarks and experiments (DATA=ROOT), with the machine's own torch if it sees a GPU
+	scripts/gpu $(DATA)
 
 clean: ## Remove all that make made
 	rm -rf .venv .venv-bench .tools .hypothesis .pytest_cache .ruff_cache build dist
