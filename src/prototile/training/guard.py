@@ -1,12 +1,11 @@
 """The guard: a run whose loss or gradients are no numbers any more, or whose loss has run away, ends with a reason.
 
     Guard       a callback; looks at every optimiser step
-    Diverged    the error it raises
     Watch       when a loss has run away: pure Python
 
-Looking costs a GPU no pause: a step is judged when the next one is under way, by losses and gradient norms that were
-put aside. Before a checkpoint is written `settle` judges what is left and looks at all weights, so that a checkpoint is
-never one of a broken state.
+A step is judged before the next one begins, by its loss, the loss's terms and the norm of each gradient. They are on
+their way from a GPU before the optimiser begins there, so that looking costs next to nothing. Before a checkpoint is
+written `settle` looks at all weights, so that a checkpoint is never one of a broken state.
 """
 
 import math
@@ -22,11 +21,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 
 from prototile import distributed
-from prototile.training.module import Training
-
-
-class Diverged(RuntimeError):
-    """A run that cannot go on: its numbers are broken. The last checkpoint is from before."""
+from prototile.training.module import Diverged, Training
 
 
 @dataclass
@@ -64,16 +59,24 @@ class Watch:
         return self.far >= self.patience
 
 
-@dataclass
 class Record:
-    """What was put aside of an optimiser step, on its device."""
+    """What is known of an optimiser step: on its way from the step's device."""
 
-    step: int
-    loss: Float[Tensor, ""]
-    parts: dict[str, Float[Tensor, ""]]
-    names: list[str]
-    norms: Float[Tensor, " p"]  # of the gradients of the parameters with these names
-    images: Float[Tensor, ""]  # the sum of the last batch's: no number where one of its pixels is none
+    def __init__(self, step: int, parts: dict[str, Tensor], names: list[str], norms: Float[Tensor, " p"]):
+        self.step, self._parts, self.names = step, list(parts), names
+        device = norms.device
+        values = torch.cat([torch.stack([x.to(device, torch.float32) for x in parts.values()]), norms.float()])
+        self._arrived = torch.cuda.Event() if values.is_cuda else None
+        self._values = values.to("cpu", non_blocking=True)
+        if self._arrived is not None:
+            self._arrived.record()
+
+    def read(self) -> tuple[dict[str, float], Float[Tensor, " p"]]:
+        """The loss under "", its terms by name, and the norms of the gradients of the named parameters."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        count = len(self._parts)
+        return dict(zip(self._parts, self._values[:count].tolist(), strict=True)), self._values[count:]
 
 
 class Guard(pl.Callback):
@@ -88,16 +91,20 @@ class Guard(pl.Callback):
         self._record: Record | None = None
         self._sums: dict[str, Tensor] = {}
 
-    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
-        """Judges the last step and puts this one aside; gradients are unscaled by now, and not clipped yet."""
-        assert isinstance(pl_module, Training)
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         self._judge(trainer)
-        found = [(name, p.grad) for name, p in pl_module.method.named_parameters() if p.grad is not None]
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+        """Puts a step aside; gradients are unscaled by now, and not clipped yet."""
+        assert isinstance(pl_module, Training)
         assert pl_module.progress is not None
-        assert pl_module.pixel_sum is not None
-        loss, parts = self._summed(pl_module)
-        names, norms = [name for name, _ in found], _norms([grad for _, grad in found])
-        self._record = Record(pl_module.progress.step, loss, parts, names, norms, pl_module.pixel_sum)
+        found = [(name, p.grad) for name, p in pl_module.method.named_parameters() if p.grad is not None]
+        every = trainer.accumulate_grad_batches
+        parts = {name: value / every for name, value in self._sums.items()}
+        norms = _norms([grad for _, grad in found], pl_module.device)
+        self._record = Record(pl_module.progress.step, parts, [name for name, _ in found], norms)
         self._sums = {}
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -126,54 +133,41 @@ class Guard(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._judge(trainer)
 
-    def _summed(self, module: Training) -> tuple[Tensor, dict[str, Tensor]]:
-        parts = dict(self._sums)
-        every = module.trainer.accumulate_grad_batches
-        return parts.pop("") / every, {name: value / every for name, value in parts.items()}
-
     def _judge(self, trainer: pl.Trainer) -> None:
         record, self._record = self._record, None
         if record is None:
             return
-        loss = float(record.loss)
+        parts, norms = record.read()
+        loss = parts.pop("")
+        said = f"step {record.step}: the loss is {loss:.4g}"
+        why = f"{_gradients(record.names, norms)}. {_advice(trainer)}"
         if not math.isfinite(loss):
-            raise Diverged(f"step {record.step}: the loss is {loss}{_terms(record)}. {_cause(record, trainer)}")
-        if not _scaled(trainer) and not bool(record.norms.isfinite().all()):
-            broken = record.names[int((~record.norms.isfinite()).nonzero()[0])]
-            raise Diverged(
-                f"step {record.step}: the loss is {loss:.4g}, but the gradient of {broken} is no number. "
-                f"{_cause(record, trainer)}"
-            )
+            raise Diverged(f"{said}{_terms(parts)}. {why}")
+        if not _scaled(trainer) and not bool(norms.isfinite().all()):
+            raise Diverged(f"{said}, but its gradient is no number. {why}")
         if self.watch.note(loss):
+            median = statistics.median(self.watch.losses)
             raise Diverged(
-                f"step {record.step}: the loss is {loss:.4g} and has been far above its median of "
-                f"{statistics.median(self.watch.losses):.4g} for {self.watch.far} steps: the run has diverged"
-                f"{_terms(record)}. {_cause(record, trainer)}"
+                f"{said} and has been far above its median of {median:.4g} for {self.watch.far} steps: "
+                f"the run has diverged{_terms(parts)}. {why}"
             )
 
 
-def _terms(record: Record) -> str:
+def _terms(parts: dict[str, float]) -> str:
     """The parts of a loss, those that are no numbers first."""
-    values = {name: float(value) for name, value in record.parts.items()}
-    broken = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
-    sound = [f"{name} = {value:.4g}" for name, value in values.items() if math.isfinite(value)]
-    return f", its terms {', '.join(broken + sound)}" if values else ""
+    ordered = sorted(parts.items(), key=lambda part: math.isfinite(part[1]))
+    return f", its terms {', '.join(f'{name} = {value:.4g}' for name, value in ordered)}" if parts else ""
 
 
-def _cause(record: Record, trainer: pl.Trainer) -> str:
-    """The largest gradient, the suspected cause and what to try."""
-    if not bool(record.images.isfinite()):
-        return "The images of this batch hold values that are no numbers: look at the data and the augmentation."
-    finite = record.norms.isfinite()
-    if not bool(finite.all()):
-        first = record.names[int((~finite).nonzero()[0])]
-        where = f"{int((~finite).sum())} gradients are no numbers, the first is that of {first}"
-    elif len(record.norms) == 0:
-        where = "There are no gradients"
-    else:
-        largest = int(record.norms.argmax())
-        where = f"The largest gradient is that of {record.names[largest]}, with a norm of {record.norms[largest]:.3g}"
-    return f"{where}. {_advice(trainer)}"
+def _gradients(names: list[str], norms: Float[Tensor, " p"]) -> str:
+    """Which gradients are no numbers, or the largest one."""
+    if not names:
+        return "There are no gradients"
+    broken = [name for name, finite in zip(names, norms.isfinite().tolist(), strict=True) if not finite]
+    if broken:
+        return f"{len(broken)} of {len(names)} gradients are no numbers, the first is that of {broken[0]}"
+    largest = int(norms.argmax())
+    return f"The largest gradient is that of {names[largest]}, with a norm of {norms[largest]:.3g}"
 
 
 def _advice(trainer: pl.Trainer) -> str:
@@ -188,9 +182,9 @@ def _scaled(trainer: pl.Trainer) -> bool:
     return isinstance(plugin, MixedPrecision) and plugin.scaler is not None
 
 
-def _norms(grads: list[Tensor]) -> Float[Tensor, " p"]:
+def _norms(grads: list[Tensor], device: torch.device) -> Float[Tensor, " p"]:
     if not grads:
-        return torch.zeros(0)
+        return torch.zeros(0, device=device)
     if any(distributed.is_sharded(grad) for grad in grads):
         return torch.stack([distributed.whole(grad.norm()) for grad in grads])
     return torch.stack(list(torch._foreach_norm(grads)))  # type: ignore[reportPrivateImportUsage]

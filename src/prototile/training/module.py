@@ -30,6 +30,10 @@ from prototile.types import Batch
 logger = logging.getLogger(__name__)
 
 
+class Diverged(RuntimeError):
+    """A run that cannot go on: its numbers are broken. The last checkpoint is from before."""
+
+
 class Training(pl.LightningModule):
     """A method in training.
 
@@ -122,7 +126,15 @@ class Training(pl.LightningModule):
         self._seed_batch(batch_idx)
         self.progress = self.now()
         self.pixel_sum = torch.stack([views.images.sum() for views in batch.views]).sum()
-        self.terms = terms = self.method(batch.views, self.progress)
+        try:
+            self.terms = terms = self.method(batch.views, self.progress)
+        except ValueError as error:
+            if not bool(self.pixel_sum.isfinite()):
+                raise Diverged(
+                    f"step {self.progress.step}: the images of this batch hold values that are no numbers, look at the "
+                    f"data and the augmentation ({error})"
+                ) from error
+            raise
         return terms.loss
 
     def optimizer_step(

@@ -190,6 +190,12 @@ class _Ending(Callback):
         assert isinstance(pl_module, Training)
         self._export(trainer, pl_module)
 
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Where a run that goes on had made all its steps already."""
+        assert isinstance(pl_module, Training)
+        if not self.steps:
+            self._export(trainer, pl_module)
+
     def _reached(self, trainer: pl.Trainer) -> bool:
         return self._limit is not None and trainer.global_step >= self._limit
 
