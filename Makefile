@@ -23,9 +23,8 @@ format: .venv/.stamp ## Format, and fix what can be fixed
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
 
-demo: .venv/.stamp ## Run the examples
-	.venv/bin/python examples/marginals.py
-	.venv/bin/python examples/views.py --out build/views.png
+demo: .venv/.stamp ## Four minutes on two cores: what prototypes do, and a page about it
+	.venv/bin/prototile demo --out build/demo --no-open
 
 bench: .venv-bench/.stamp ## Run the benchmarks, beside other libraries
 	.venv-bench/bin/python benchmarks/assignments.py

@@ -99,7 +99,7 @@ class MaskedLatents(Method):
     @torch.no_grad()
     def _targets(self, images: Tensor) -> Float[Tensor, "n p d"]:
         """The mean of the last blocks' outputs, each standardised over its dims, standardised again."""
-        features = self.teacher(images, blocks=self.blocks)
+        features = self.teacher.eval()(images, blocks=self.blocks)  # without dropout, as the official average
         assert features.patches is not None
         patches = features.patches.shape[1]
         layers = [F.layer_norm(x[:, -patches:].float(), x.shape[-1:]) for x in features.blocks]
