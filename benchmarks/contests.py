@@ -29,7 +29,7 @@ from prototile.data.images import decode
 from prototile.views import Augmentation
 
 LEARNING_RATE, WEIGHT_DECAY, MOMENTUM = 5e-4, 0.04, 0.996
-FILES, EPOCH_IMAGES = 64, 100_000  # each file comes again and again: an epoch has no end that would be timed
+FILES, EPOCH_IMAGES = 64, 400_000  # each file comes again and again: an epoch has no end that would be timed
 PARTS = ("views", "student", "teacher", "loss", "update", "other")
 
 
