@@ -8,12 +8,14 @@
 v views, b images, h w pixels.
 """
 
+import os
 import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any, Literal
 
@@ -166,10 +168,41 @@ class Work:
 # ---------------------------------------------------------------------------------------------------- contestants
 @dataclass(frozen=True)
 class Rate:
-    """Images per second by the wall clock, and the share of that time that was spent waiting for data, where known."""
+    """Images per second by the wall clock, CPU seconds of this process and its workers for an image, and the share of
+    the time in which training waited for data, where known.
+    """
 
     images_per_second: float
+    cpu_seconds: float
     waiting: float | None
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Now, by the wall clock and in CPU seconds of this process and its workers; on a GPU when all is done."""
+
+    wall: float
+    cpu: float
+
+    @staticmethod
+    def now(device: torch.device) -> "Moment":
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return Moment(time.perf_counter(), time.process_time() + children_seconds())
+
+    def rate(self, end: "Moment", images: int, waited: float | None = None) -> Rate:
+        """From this moment to that, in which so many images were trained on."""
+        wall = end.wall - self.wall
+        return Rate(images / wall, (end.cpu - self.cpu) / images, None if waited is None else waited / wall)
+
+
+def children_seconds() -> float:
+    """CPU seconds of the living children, in ticks of 10 ms."""
+    total = 0
+    for child in active_children():
+        fields = Path(f"/proc/{child.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        total += int(fields[11]) + int(fields[12])
+    return total / os.sysconf("SC_CLK_TCK")
 
 
 class Trainer(ABC):
@@ -234,13 +267,10 @@ class LoopTrainer(Trainer):
         for _ in range(warmup):
             self.step()
         self._waited = 0.0
-        self._synchronize()
-        began = time.perf_counter()
+        began = Moment.now(self.device)
         for _ in range(steps):
             self.step()
-        self._synchronize()
-        seconds = time.perf_counter() - began
-        return Rate(steps * self.case.batch / seconds, self._waited / seconds)
+        return began.rate(Moment.now(self.device), steps * self.case.batch, self._waited)
 
     def profile(self, steps: int) -> dict[str, float]:
         """The share of each part of a step; for a trainer without workers, whose views stand in line."""
@@ -271,7 +301,3 @@ class LoopTrainer(Trainer):
         batch = next(self._endless)
         self._waited += time.perf_counter() - asked
         return batch
-
-    def _synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()

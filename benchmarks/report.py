@@ -147,8 +147,11 @@ def _trained(cases: dict[str, Any]) -> Iterator[str]:
         rival = good.get("lightly", {}).get("images_per_second")
         yield f"## {name}\n"
         yield f"{case['note']}\n"
-        header = ("contestant", "images / s", "over the rounds", "ms / image", "/ lightly", "waiting")
-        rows = ((*_rate(x, result, rival), _percent(result.get("waiting"))) for x, result in found.items())
+        header = ("contestant", "images / s", "over the rounds", "ms / image", "/ lightly", "waiting", "CPU ms / image")
+        rows = (
+            (*_rate(x, result, rival), _percent(result.get("waiting")), _milliseconds(result.get("cpu_seconds")))
+            for x, result in found.items()
+        )
         yield from table(header, rows)
         parts = {contestant: result["parts"] for contestant, result in good.items() if "parts" in result}
         for columns in list(parts.values())[:1]:
@@ -165,6 +168,10 @@ def _work(name: str, result: dict[str, Any]) -> tuple[str, ...]:
 
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{share:.1%}"
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return _number(None if seconds is None else 1e3 * seconds)
 
 
 def _about(contestants: dict[str, str]) -> Iterator[str]:

@@ -1,7 +1,6 @@
 """How prototile trains a case: a plain loop over its parts, and `training.fit`, which is Lightning's loop."""
 
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from contests import (
     WEIGHT_DECAY,
     Case,
     LoopTrainer,
+    Moment,
     Rate,
     Trainer,
     again_and_again,
@@ -98,7 +98,7 @@ class Fit(Trainer):
         self._folder = tempfile.TemporaryDirectory(prefix="benchmarks-")
 
     def measure(self, steps: int, warmup: int) -> Rate:
-        watch = _Stopwatch(warmup, warmup + steps)
+        watch = _Stopwatch((warmup, warmup + steps), self._device)
         cuda = self._device.type == "cuda"
         fit(
             self._method,
@@ -114,7 +114,8 @@ class Fit(Trainer):
             checkpoint_minutes=1e6,
             limit_steps=warmup + steps,
         )
-        return Rate(steps * self._case.batch / watch.seconds, None)
+        began, ended = watch.moments
+        return began.rate(ended, steps * self._case.batch)
 
     def close(self) -> None:
         del self._loader
@@ -122,14 +123,12 @@ class Fit(Trainer):
 
 
 class _Stopwatch(Callback):
-    """Seconds from the end of one step of the run to that of another."""
+    """The moments at which two steps of a run have ended."""
 
-    def __init__(self, first: int, last: int):
-        self._ends, self.seconds = (first, last), 0.0
+    def __init__(self, steps: tuple[int, int], device: torch.device):
+        self._steps, self._device = steps, device
+        self.moments: list[Moment] = []
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step in self._ends:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            now = time.perf_counter()
-            self.seconds = now - self.seconds if trainer.global_step == self._ends[1] else now
+        if trainer.global_step in self._steps:
+            self.moments.append(Moment.now(self._device))

@@ -17,7 +17,6 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ import torch
 import command
 import goals
 import report
-from contests import Case, LoopTrainer, Rate, Trainer, described, write_photos
+from contests import Case, LoopTrainer, Rate, Trainer, children_seconds, described, write_photos
 from measure import machine
 from prototile.data import default_workers
 from rival_trainers import RIVALS
@@ -44,7 +43,8 @@ METHOD = {
         "made while it was not its turn, and is then timed for about as many steps as fill {share:g} seconds, at least "
         "{least}; before its turn starts, the workers of all others must have come to rest. Images per second are the "
         "median over the rounds, beside it their range. `waiting` is the share of that time in which training waited "
-        "for data."
+        "for data; CPU milliseconds are those of training and workers together, by which it hardly matters what else "
+        "the machine does."
     ),
     "check": (
         "After a first step contestants must have done the same work: the same number of tokens through student and "
@@ -112,18 +112,9 @@ def same_work(found: dict[str, dict[str, Any]]) -> None:
 def rest(limit: float = 120.0) -> None:
     """Waits until the worker processes have nothing more to do: their queues are full."""
     before, end = -1.0, time.monotonic() + limit
-    while (now := _children_seconds()) != before and time.monotonic() < end:
+    while (now := children_seconds()) != before and time.monotonic() < end:
         before = now
         time.sleep(0.3)
-
-
-def _children_seconds() -> float:
-    """CPU seconds of the living children, in ticks of 10 ms."""
-    total = 0
-    for child in active_children():
-        fields = Path(f"/proc/{child.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        total += int(fields[11]) + int(fields[12])
-    return total / os.sysconf("SC_CLK_TCK")
 
 
 def rounds(trainers: dict[str, Trainer], workers: int, *, quick: bool) -> dict[str, list[Rate]]:
@@ -197,6 +188,7 @@ def _numbers(rates: list[Rate]) -> dict[str, Any]:
     images = [rate.images_per_second for rate in rates]
     waiting = [rate.waiting for rate in rates if rate.waiting is not None]
     found: dict[str, Any] = {"images_per_second": statistics.median(images), "rounds": images}
+    found["cpu_seconds"] = statistics.median(rate.cpu_seconds for rate in rates)
     return found | ({"waiting": statistics.median(waiting)} if waiting else {})
 
 
@@ -220,7 +212,9 @@ def run(only: list[str] | None, device: torch.device, *, quick: bool) -> dict[st
 def _print_summary(name: str, case: dict[str, Any]) -> None:
     print(f"{name}  {case['note']}", flush=True)
     for contestant, result in case["contestants"].items():
-        rate = f"{result['images_per_second']:9.2f} images/s" if "error" not in result else f"failed: {result['error']}"
+        rate = f"failed: {result.get('error')}"
+        if "error" not in result:
+            rate = f"{result['images_per_second']:9.2f} images/s {1e3 * result['cpu_seconds']:9.2f} CPU ms/image"
         parts = ", ".join(f"{part} {share:.0%}" for part, share in result.get("parts", {}).items())
         print(f"  {contestant:12} {rate}  {parts}", flush=True)
 

@@ -74,6 +74,7 @@ def test_fit_is_timed_between_its_steps(tmp_path):
     for _ in range(2):  # a turn after a turn
         rate = fit.measure(2, 1)
         assert 0 < rate.images_per_second < 1e4
+        assert 0 < rate.cpu_seconds < 10
     fit.close()
 
 
@@ -119,11 +120,11 @@ def test_goals_are_ratios_and_equal_is_not_faster():
 def test_report_of_a_rival_that_failed():
     run = results(loop=3.0, fit=2.0) | {"machine": {}, "method": {}, "about": training.ABOUT}
     contestants = run["cases"]["a case"]["contestants"]
-    contestants["loop"] |= {"waiting": 0.25, "parts": dict.fromkeys(contests.PARTS, 0.5)}
+    contestants["loop"] |= {"waiting": 0.25, "cpu_seconds": 0.5, "parts": dict.fromkeys(contests.PARTS, 0.5)}
     contestants["loop"] |= {"parameters": 1234, "student_tokens": 690.0, "teacher_tokens": 394.0, "first_loss": 4.5}
     contestants["lightly"] = {"error": "RuntimeError"}
     text = report.training(run | {"goals": goals.training(run, ["a case"])})
-    assert "| loop | 3 | 3 - 3 | 333 |  | 25.0% |" in text
+    assert "| loop | 3 | 3 - 3 | 333 |  | 25.0% | 500 |" in text
     assert "| lightly | failed: RuntimeError |" in text
     assert "| loop | 1,234 | 690 | 394 | 4.5000 |" in text
     assert "## Goals: 0 of 2 met" in text
