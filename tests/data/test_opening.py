@@ -74,7 +74,7 @@ def test_data_sets(tree, monkeypatch):
         ("cifar01:data", None, "'cifar01' is neither a data set nor a path that exists (did you mean cifar10?)"),
         ("picturs", None, "'picturs' is neither a data set nor a path that exists (did you mean pictures?)"),
         ("digit", None, "did you mean digits?"),
-        ("quux", None, "nor a path that exists; there are: digits, mnist-on-cifar, cifar10"),
+        ("quux", None, "nor a path that exists; there are: digits, handwriting, mnist-on-cifar, cifar10"),
         ("cifar10", None, "Write cifar10:PATH (for a folder that is called cifar10: ./cifar10)"),
         ("folder:", None, "Write folder:PATH"),
         ("digits:data", None, "write digits, not digits:data"),

@@ -4,10 +4,11 @@ import pickle
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from prototile.data import toys
 from prototile.data.source import Arrays
-from prototile.data.toys import SHAPES, digits, mnist_on_cifar
+from prototile.data.toys import SHAPES, digits, handwriting, mnist_on_cifar
 
 
 def grey(toy) -> np.ndarray:
@@ -140,3 +141,16 @@ def test_mnist_on_cifar(monkeypatch):
     assert (abs(joint(toy)[:3] - 200 * mass / mass.sum()) < 1).all()
     np.testing.assert_array_equal(toy.factors["object"], np.arange(600) % 3)
     assert toy.id(3) == "mnist-on-cifar/train/3"
+
+
+def test_handwriting_is_scikit_learns():
+    pixels, written = load_digits(return_X_y=True)
+    train, test = handwriting(), handwriting("test")
+    assert (len(train), len(test)) == (1300, 497)
+    np.testing.assert_array_equal(np.concatenate([train.labels, test.labels]), written)
+    image = test.image(3)
+    assert image.shape == (3, 32, 32)
+    blocks = image[0].unfold(0, 4, 4).unfold(1, 4, 4).float().mean((2, 3))
+    assert np.corrcoef(blocks.flatten(), pixels[1303])[0, 1] > 0.95
+    with pytest.raises(ValueError, match="it has: train, test"):
+        handwriting("val")

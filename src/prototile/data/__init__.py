@@ -4,7 +4,7 @@
     source      what a source is: images by number, with ids and perhaps labels
     files       folders, class folders, lists
     catalog     data sets by name
-    toys        digits on objects: two factors that are known
+    toys        handwriting; digits on objects: two factors that are known
     shards      tar files that are read in order
     images      image files of any mode into RGB
     longtail    seeded long-tailed subsets; head, middle and tail
@@ -34,7 +34,7 @@ from prototile.data.opening import open_data, open_source
 from prototile.data.samplers import ClassesPerBatch, ClassPower, InOrder, Sampler, Shuffled
 from prototile.data.shards import Shards, open_shards
 from prototile.data.source import Arrays, BadImage, Source, Subset
-from prototile.data.toys import Toy, digits, mnist_on_cifar
+from prototile.data.toys import Toy, digits, handwriting, mnist_on_cifar
 
 __all__ = [
     "CATALOG",
@@ -64,6 +64,7 @@ __all__ = [
     "digits",
     "folder",
     "group_means",
+    "handwriting",
     "listed",
     "long_tailed",
     "mnist_on_cifar",

@@ -3,6 +3,7 @@
 open_data                any data: a source, or shards
 open_source              images by number only
 
+handwriting              scikit-learn's digits (`toys.handwriting`)
 digits                   the drawn toy (`toys.digits`)
 mnist-on-cifar:ROOT      digits on CIFAR-10 (`toys.mnist_on_cifar`)
 NAME:ROOT                a data set by name (`catalog`): cifar10:ROOT, pets:ROOT ...
@@ -23,10 +24,11 @@ from prototile.data.catalog import CATALOG, did_you_mean, torchvision_source
 from prototile.data.files import class_folders, existing, folder, listed
 from prototile.data.shards import SHARD_ENDINGS, Shards, open_shards
 from prototile.data.source import Source
-from prototile.data.toys import digits, mnist_on_cifar
+from prototile.data.toys import digits, handwriting, mnist_on_cifar
 
 PATHS: dict[str, Callable[[Path], Source]] = {"folder": folder, "classes": class_folders, "list": listed}
-NAMES = ("digits", "mnist-on-cifar", *CATALOG, *PATHS)
+EMBEDDED: dict[str, Callable[[str], Source]] = {"digits": digits, "handwriting": handwriting}
+NAMES = (*EMBEDDED, "mnist-on-cifar", *CATALOG, *PATHS)
 
 
 def open_data(spec: str, split: str | None = None, download: bool = False) -> Source | Shards:
@@ -67,10 +69,10 @@ def _names_shards(spec: str) -> bool:
 
 
 def _named(name: str, rest: str, split: str | None, download: bool) -> Source:
-    if name == "digits":
+    if name in EMBEDDED:
         if rest:
-            raise ValueError(f"digits are drawn, not read: write digits, not digits:{rest}")
-        return digits(split or "train")
+            raise ValueError(f"{name} comes with what is installed: write {name}, not {name}:{rest}")
+        return EMBEDDED[name](split or "train")
     if not rest:
         raise ValueError(f"where is it? Write {name}:PATH (for a folder that is called {name}: ./{name})")
     path = Path(os.path.expanduser(rest))

@@ -1,6 +1,7 @@
-"""Toys with two factors that are known: a small digit, whose classes have a long tail, before an object.
+"""Toys: handwriting alone, or with two factors that are known: a small digit, of long-tailed classes, before an object.
 
-    Toy                 the source: `factors` has "digit" (also `labels`) and "object"
+    handwriting         scikit-learn's 1,797 digits: nothing to download
+    Toy                 the source of two factors: `factors` has "digit" (also `labels`) and "object"
     mnist_on_cifar      MNIST digits on CIFAR-10 images (Assran et al. 2023, section 5.1)
     digits              the same in miniature, drawn: nothing to download
 
@@ -32,6 +33,14 @@ TRAIN_DIGITS = 1300  # of scikit-learn's 1,797; the others are for testing
 
 Images = UInt8[np.ndarray, "n h w"]
 Labels = Int[np.ndarray, " n"]
+
+
+def handwriting(split: str = "train") -> Arrays:
+    """Scikit-learn's handwritten digits, four times as large: 1,300 images of 32 x 32 to train on, 497 to test."""
+    _checked(split)
+    small, written = _written(split)
+    images = interpolate(small, (SIDE, SIDE), mode="bilinear")[:, 0].numpy()
+    return Arrays(_rounded(images), written.astype(np.int64), tuple("0123456789"), name=f"handwriting/{split}")
 
 
 class Toy(Source):
@@ -75,8 +84,6 @@ def digits(split: str = "train", exponent: float = 0.5, seed: int = 0, num_image
 
     There are 10,000 images to train on and 2,000 to test; no piece of handwriting is in both.
     """
-    from sklearn.datasets import load_digits  # its import takes seconds, for which other sources need not wait
-
     rng = _generator(split, seed)
     if num_images is None:
         num_images = 10_000 if split == "train" else 2_000
@@ -84,18 +91,29 @@ def digits(split: str = "train", exponent: float = 0.5, seed: int = 0, num_image
         raise ValueError(f"a data set needs at least one image, got num_images = {num_images}")
     shape = rng.permutation(np.arange(num_images) % len(SHAPES))
     digit = _independent(shape, _shares(split, exponent), rng)
-    pixels, written = load_digits(return_X_y=True)
-    part = slice(None, TRAIN_DIGITS) if split == "train" else slice(TRAIN_DIGITS, None)
-    small = torch.from_numpy(pixels[part].reshape(-1, 1, 8, 8)) * (255 / 16)
+    small, written = _written(split)
     large = interpolate(small, (14, 14), mode="bilinear")[:, 0].numpy()
-    images = _combined(_drawn(shape, rng), _rounded(large), written[part], digit, rng)
+    images = _combined(_drawn(shape, rng), _rounded(large), written, digit, rng)
     return Toy(images, {"digit": digit, "object": shape}, name=f"digits/{split}")
 
 
+def _written(split: str) -> tuple[Float[Tensor, "m 1 8 8"], Labels]:
+    """Handwriting of this split, and which digits it is."""
+    from sklearn.datasets import load_digits  # its import takes seconds, for which other sources need not wait
+
+    pixels, written = load_digits(return_X_y=True)
+    part = slice(None, TRAIN_DIGITS) if split == "train" else slice(TRAIN_DIGITS, None)
+    return torch.from_numpy(pixels[part].reshape(-1, 1, 8, 8)) * (255 / 16), written[part]
+
+
 def _generator(split: str, seed: int) -> np.random.Generator:
+    return generator(seed, Stream.TOY, 0, SPLITS.index(_checked(split)))
+
+
+def _checked(split: str) -> str:
     if split not in SPLITS:
         raise ValueError(f"there is no split {split!r} of this data set; it has: {', '.join(SPLITS)}")
-    return generator(seed, Stream.TOY, 0, SPLITS.index(split))
+    return split
 
 
 def _shares(split: str, exponent: float) -> Float[np.ndarray, "10"]:
