@@ -90,8 +90,9 @@ def _options(kind: Kind, path: tuple[str, ...], value: Any, where: str) -> Setti
             raise ValueError(f"{where}: options are a mapping from their names, got {value!r}")
         options: Settings = {}
         for name, each in value.items():
-            options |= _options(kind, (name,), each, f"{where}.{name}")[_ARGS]
-        return {_ARGS: options}
+            more = _options(kind, tuple(str(name).split(".")), each, f"{where}.{name}")
+            options = _merged_objects(kind, options, more)
+        return {_ARGS: {}} | options
     first, *rest = path
     return {_ARGS: {first: _complete(kind.part(first.removesuffix("+")), tuple(rest), value, where)}}
 

@@ -31,7 +31,6 @@ from prototile.training.monitor import Monitor
 from prototile.training.optimization import Optimization
 from prototile.training.probe import Probe
 from prototile.training.run import Run, fit
-from prototile.training.sharding import world_of
 from prototile.views import Augmentation
 
 logger = logging.getLogger(__name__)
@@ -125,7 +124,7 @@ def train(
     _check_ranks(batch, accelerator, devices, nodes)
     _check_views(method, views)
     optimization.groups(method, batch * accumulate)
-    _check_writable(Path(out))
+    _check_out(Path(out), resume, overwrite)
     _check_positive(epochs=epochs, accumulate=accumulate, print_every=print_every)
     probe = None
     if probe_every:
@@ -209,16 +208,18 @@ def _sampler(source: Source | Shards, batch: int, classes: int | None, power: fl
 
 
 def _check_ranks(batch: int, accelerator: str, devices: int | str, nodes: int) -> None:
-    launched = os.environ.get("WORLD_SIZE") if devices == "auto" else None
+    launched = os.environ.get("WORLD_SIZE") if devices == "auto" else None  # by torchrun
     if launched is not None:
         ranks = int(launched)
+    elif isinstance(devices, int):
+        ranks = devices * nodes
     else:
-        kind = ("gpu" if torch.cuda.is_available() else "cpu") if accelerator == "auto" else accelerator
-        ranks = world_of(kind, devices, nodes)
+        ranks = nodes * (1 if accelerator == "cpu" else max(torch.cuda.device_count(), 1))
+    if ranks < 1:
+        raise ValueError(f"a run needs at least one device on one node, got devices={devices} and nodes={nodes}")
     if batch % ranks:
-        raise ValueError(
-            f"{ranks} ranks cannot share a batch of {batch} equally: give {nearest_multiples(batch, ranks)}"
-        )
+        near = nearest_multiples(batch, ranks)
+        raise ValueError(f"{ranks} ranks cannot share a batch of {batch} equally: give {near}")
 
 
 def _check_views(method: Method, views: Augmentation) -> None:
@@ -236,7 +237,9 @@ def _check_views(method: Method, views: Augmentation) -> None:
             backbone(images, keep=keep, mask=mask)
 
 
-def _check_writable(out: Path) -> None:
+def _check_out(out: Path, resume: bool, overwrite: bool) -> None:
+    if resume and overwrite:
+        raise ValueError("a run is either resumed or overwritten: give one of resume and overwrite")
     there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     if not there.is_dir():
         raise ValueError(f"{there} is a file, and the run needs a folder: give another --out")

@@ -7,6 +7,7 @@ options(call)       what a class or function takes, and its defaults
 
 import importlib
 import inspect
+import json
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -72,7 +73,7 @@ def resolve(layers: Iterable[Mapping[str, Any]]) -> Resolved:
         parsed = _parser().parse_object(settings)
     except ArgumentError as error:
         raise ValueError(_short(str(error))) from None
-    return Resolved(yaml.safe_load(_parser().dump(parsed, skip_unset=False)), parsed)
+    return Resolved(json.loads(_parser().dump(parsed, format="json", skip_unset=False)), parsed)
 
 
 def options(call: Callable[..., Any]) -> dict[str, Option]:
