@@ -19,7 +19,7 @@ from prototile.demo.prices import prices
 from prototile.demo.training import Job, Outcome, train
 from prototile.reports.demo_result import Machine, Result, Settings
 
-STEPS, QUICK_STEPS = 400, 200
+STEPS, QUICK_STEPS = 400, 300  # with 200 the collapse is only half way
 PICTURED = "koleo"  # the arm whose nearest neighbours are shown
 
 OnSteps = Callable[[Job, int], None]
