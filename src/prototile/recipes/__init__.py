@@ -58,8 +58,8 @@ def _text(name: str, beside: Path | None) -> tuple[str, Path | None]:
             near = difflib.get_close_matches(name, known, 3, 0.4)
             said = f"did you mean {' or '.join(near)}? " if near else ""
             raise ValueError(
-                f"there is no recipe {name!r}: {said}`prototile recipes` lists all {len(known)}; a file of your own ends "
-                f"in {_ENDING}"
+                f"there is no recipe {name!r}: {said}`prototile recipes` lists all {len(known)}; "
+                f"a file of your own ends in {_ENDING}"
             )
         return shipped.read_text(encoding="utf-8"), None
     path = Path(name).expanduser()
