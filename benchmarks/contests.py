@@ -130,7 +130,8 @@ class Clock:
     def _now(self) -> float:
         if self._device.type == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter()
+            return time.perf_counter()
+        return time.process_time()  # which other processes disturb least
 
     def watch(self, backbone: nn.Module, projector: nn.Module, part: str) -> None:
         """Gives `part` the time from the backbone's call until its features are projected, forward and backward.

@@ -52,7 +52,8 @@ METHOD = {
         "start at random)."
     ),
     "parts": (
-        "Where the time goes is measured apart, in a process without workers, whose views stand in line. `student` and "
+        "Where the time goes is measured apart (CPU time; GPU: wall clock), without workers, so that views stand in "
+        "line. `student` and "
         "`teacher` are networks and projectors, forward and backward; products with prototypes belong to the loss; "
         "`update` is AdamW and the moving average."
     ),
