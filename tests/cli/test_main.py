@@ -157,7 +157,7 @@ def test_a_run_and_going_on_with_it(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_breaks_has_its_own_exit_code(tmp_path):
-    done = command(*words(tmp_path / "run", **{"optimization.lr.base": 1e30}))
+    done = command(*words(tmp_path / "run", **{"optimization.lr.base": 1e30, "monitor_every": 0}))
     assert done.returncode == 3
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in done.stderr

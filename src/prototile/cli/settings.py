@@ -84,8 +84,10 @@ def options(call: Callable[..., Any]) -> dict[str, Option]:
 @cache
 def _options(call: Callable[..., Any]) -> dict[str, Option]:
     parser = _new_parser()
-    add = parser.add_class_arguments if isinstance(call, type) else parser.add_function_arguments
-    names = set(add(call, skip=set(_TOLD) if call is train else None))
+    if isinstance(call, type):
+        names = set(parser.add_class_arguments(call))
+    else:
+        names = set(parser.add_function_arguments(call, skip=set(_TOLD) if call is train else None))
     found = {}
     for action in parser._actions:
         if action.dest in names:
