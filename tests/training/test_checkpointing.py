@@ -96,7 +96,7 @@ def test_killed_at_any_moment(tmp_path, case, steps):
         wait_for(process, kill)
         time.sleep(0.03 * (kill % 4))
         process.kill()
-        process.wait()
+        process.communicate()
     process = start(case, tmp_path / "killed", resume=True, checkpoint_steps=2, workers=1)
     _, error = process.communicate(timeout=200)
     assert process.returncode == 0, error

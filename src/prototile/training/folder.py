@@ -71,15 +71,19 @@ def environment() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def log(path: Path, *, write: bool) -> Iterator[None]:
-    """Lets the package's messages go to a file too, on the rank that writes."""
+    """Lets the package's messages go to a file too, on the rank that writes; warnings still reach the terminal."""
     if not write:
         yield
         return
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     package = logging.getLogger("prototile")
+    handlers: list[logging.Handler] = [logging.FileHandler(path, encoding="utf-8")]
+    handlers[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    if not package.hasHandlers():  # nobody else shows them, and a handler ends Python's own showing
+        handlers.append(logging.StreamHandler())
+        handlers[-1].setLevel(logging.WARNING)
     level = package.level
-    package.addHandler(handler)
+    for handler in handlers:
+        package.addHandler(handler)
     if package.getEffectiveLevel() > logging.INFO:
         package.setLevel(logging.INFO)
     try:
@@ -88,9 +92,10 @@ def log(path: Path, *, write: bool) -> Iterator[None]:
         logging.getLogger(__name__).info("ended by %s: %s", type(error).__name__, error)
         raise
     finally:
-        package.removeHandler(handler)
         package.setLevel(level)
-        handler.close()
+        for handler in handlers:
+            package.removeHandler(handler)
+            handler.close()
 
 
 def _version(name: str) -> str | None:
