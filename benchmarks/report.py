@@ -59,6 +59,10 @@ def loader(run: dict[str, Any]) -> str:
     return "\n".join(chain(_introduction("Loader", run), table(header, (_data(*each) for each in run["data"].items()))))
 
 
+def learning(run: dict[str, Any], header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    return "\n".join(chain(_introduction("Learning", run), table(header, rows), _goals(run["goals"])))
+
+
 def _introduction(title: str, run: dict[str, Any]) -> Iterator[str]:
     yield f"# {title}, measured on the {run['device'].upper()}\n"
     yield f"Written by `benchmarks/{title.lower()}.py` from the JSON file beside it.\n"

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 
-from method_cases import CASES, CLUSTERING, SMALL, batch, tiny_resnet, tiny_vit
+from method_cases import CASES, CLUSTERING, SMALL, batch, tiny_beit, tiny_resnet, tiny_vit
 from prototile import backbones, methods, views
 from prototile.balancing import (
     Balancer,
@@ -275,6 +275,7 @@ def test_bad_settings(unchecked):
         (lambda: made("excb", variant="mine"), "variant must be"),
         (lambda: made("dino", student_temperature=0.0), "must be positive"),
         (lambda: methods.koleo_proto(-1.0), "must not be negative"),
+        (lambda: methods.data2vec(tiny_beit()), "the last 1 to 2 blocks of this backbone, not 6"),
         (lambda: made("dino", prior=Explicit([0.5, 0.5])), "20 prototypes but the prior has 2"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -27,6 +27,7 @@ def esvit(
     region_weight: float = 0.5,
     hidden: int = 2048,
     bottleneck: int = 256,
+    head_batch_norm: bool = False,
     student_temperature: float = 0.1,
     teacher_temperature: Schedule = EpochRamp(0.04, 0.07, 30),
     momentum: Schedule = Cosine(0.996, 1.0),
@@ -41,7 +42,7 @@ def esvit(
         raise ValueError(f"the weight of regions lies in [0, 1], got {region_weight}")
     head, region_head = (
         Head(
-            dino_head(backbone.dims, hidden=hidden, bottleneck=bottleneck),
+            dino_head(backbone.dims, hidden=hidden, bottleneck=bottleneck, batch_norm=head_batch_norm),
             Prototypes(bottleneck, num_prototypes),
         )
         for _ in range(2)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from prototile.backbones import Backbone
 from prototile.balancing import Balancer, Centering, ProbabilityCentering
@@ -28,6 +28,7 @@ def ibot(
     num_patch_prototypes: int | None = None,
     hidden: int = 2048,
     bottleneck: int = 256,
+    head_batch_norm: bool = False,
     gain: Literal["one", "learned"] = "one",
     vmf: bool = False,
     observed: Literal["all", "masked"] = "all",
@@ -49,16 +50,18 @@ def ibot(
     if shared == "prototypes" and num_patch_prototypes not in (None, num_prototypes):
         raise ValueError("shared prototypes are as many for patches as for class tokens: choose shared='projector'")
 
-    def made(projector, count: int) -> Head:
+    def made(projector: nn.Module, count: int) -> Head:
         return Head(projector, Prototypes(bottleneck, count, gain=gain, vmf=vmf))
 
+    def projector() -> nn.Module:
+        return dino_head(backbone.dims, hidden=hidden, bottleneck=bottleneck, batch_norm=head_batch_norm)
+
     count = num_patch_prototypes or num_prototypes
-    projector = dino_head(backbone.dims, hidden=hidden, bottleneck=bottleneck)
-    head = patch_head = made(projector, num_prototypes)
+    head = patch_head = made(projector(), num_prototypes)
     if shared == "projector":
-        patch_head = made(projector, count)
+        patch_head = made(head.projector, count)
     elif shared == "nothing":
-        patch_head = made(dino_head(backbone.dims, hidden=hidden, bottleneck=bottleneck), count)
+        patch_head = made(projector(), count)
     pi, patch_pi = prior(num_prototypes), prior(count)
     tokens = ClassTokens(
         pi,

@@ -48,4 +48,9 @@ def data2vec(
     masked patches. The backbone needs a mask token.
     """
     needs_patches(backbone, "data2vec")
+    depth = len(backbone.layers) - 1  # the first is the embedding
+    if not 1 <= blocks <= depth:
+        raise ValueError(
+            f"data2vec averages the last 1 to {depth} blocks of this backbone, not {blocks}: change `blocks`"
+        )
     return MaskedLatents(Regressor(backbone), momentum=momentum, blocks=blocks, beta=beta)
