@@ -34,7 +34,7 @@ from prototile.training.optimization import Optimization
 from prototile.views import Augmentation
 
 SEEDS, STEPS, BATCH = 2, 300, 128
-MORE_STEPS = {name: 400 for name in ("esvit", "ibot", "ibot_vmf", "dinov2")} | {"mae": 800, "data2vec": 800}
+MORE_STEPS = dict.fromkeys(("esvit", "ibot", "ibot_vmf", "dinov2"), 400) | {"mae": 800, "data2vec": 800}
 SIZE, PATCH = 32, 8
 PROTOTYPES = 128
 COLLAPSED = 0.1  # of the spread of embeddings, which is 1 for a uniform one

@@ -80,7 +80,7 @@ def test_a_healthy_run_is_left_alone():
         (
             "far from the prior",
             {"target_distance": 0.66, "marginal_distance": 0.02, "marginal_divergence": 0.0006},
-            ["66%", "KL 0.0006", "does not show this", "target_sinkhorn"],
+            ["66%", "KL 0.0006", "does not show this", "no target_prior"],
         ),
         ("far from the prior", {"target_distance": 0.66, "marginal_distance": 0.5}, ["66%"]),
     ],

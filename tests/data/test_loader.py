@@ -2,6 +2,7 @@
 
 import json
 import logging
+import multiprocessing
 import os
 import pickle
 import signal
@@ -54,6 +55,20 @@ def test_two_ranks_resume_with_what_remains(kind, shards, two_ranks: RankPool):
     assert (states[0]["epoch"], states[0]["step"]) == (0, 4)
     for uninterrupted, resumed in zip(whole, two_ranks.run(epochs, kind, shards, 2, states[0]), strict=True):
         assert resumed == [uninterrupted[0][4:], uninterrupted[1]]
+
+
+def test_workers_outlive_the_signals_that_end_a_run():
+    """A queue sends them to all processes; the main one wants to finish its step."""
+    loader, others = Loader(source(), AUGMENTATION, 4, workers=2, epochs=1), set(multiprocessing.active_children())
+    batches = iter(loader)
+    next(batches)
+    workers = set(multiprocessing.active_children()) - others
+    assert len(workers) == 2
+    for worker in workers:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            os.kill(worker.pid, number)
+    time.sleep(0.3)
+    assert len(list(batches)) == len(loader) - 1
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -186,3 +186,11 @@ def test_unknown_names():
         preset("barlow-twins")
     with pytest.raises(ValueError, match=r"no preset '123': There are simclr, .*data2vec"):
         preset("123")
+
+
+def test_small_with_crops_that_leave_more():
+    groups = small(preset("dino"), smallest=0.6).groups
+    assert {view.scale for view in groups[0].views} == {(0.6, 1.0)}
+    assert {view.scale for view in groups[1].views} == {(0.2, 0.6)}
+    with pytest.raises(ValueError, match="smallest share of the area"):
+        small(preset("dino"), smallest=0.0)

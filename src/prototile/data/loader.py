@@ -13,6 +13,7 @@ in order by workers that have their own parts: there the numbers of ranks and wo
 import logging
 import operator
 import os
+import signal
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -91,6 +92,7 @@ class Loader:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=outlive_signals if workers else None,
             generator=torch.Generator(),  # else every epoch takes a number from the model's random numbers
         )
         self._next = (0, 0)  # epoch and step of the batch to come
@@ -160,6 +162,18 @@ class Loader:
             return group
         assert self._device is not None
         return self._engine.finish(group.to(self._device))
+
+
+def outlive_signals(worker: int) -> None:
+    """For a worker: signals that end a run reach all its processes, and the main one wants to finish its step first.
+
+    Ctrl-C and SLURM's notice are for the main process alone; SIGTERM takes effect a minute later.
+    """
+    for name in ("SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "SIGALRM"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
 
 
 def default_workers() -> int:

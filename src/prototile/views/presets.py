@@ -152,19 +152,22 @@ def small(
     size: int = 32,
     local_size: int = 16,
     patch: int = 4,
+    smallest: float = 0.3,
     normalization: Normalization | None = None,
 ) -> Augmentation:
     """The augmentation for images of about `size` pixels: no blur, no solarisation, crops that are not too small.
 
-    The largest views become `size` and cover at least 0.3 of the area; the others become `local_size`, and cover 0.1 to
-    at least 0.3 of it.
+    The largest views become `size` and cover at least `smallest` of the area; the others become `local_size`, and cover
+    from at least a third of that up to at least that.
     """
+    if not 0 < smallest <= 1:
+        raise ValueError(f"the smallest share of the area that a crop covers lies in (0, 1], got {smallest}")
     largest = max(group.size for group in augmentation.groups)
 
     def shrunk(view: View) -> View:
         low, high = view.scale
         is_global = view.size == largest
-        floor, least = (0.3, 1.0) if is_global else (0.1, 0.3)
+        floor, least = (smallest, 1.0) if is_global else (round(smallest / 3, 6), smallest)
         return replace(
             view,
             size=size if is_global else local_size,
