@@ -204,7 +204,7 @@ def _far(now: _Moment) -> _Sign | None:
     return _Sign(
         seen,
         "The clusters do not have the sizes that the prior wishes; one answer for all images satisfies it, too.",
-        "a balancer that brings targets to the same prior (PMSN: balancer=Sinkhorn, no target_prior), or another prior.",
+        "a balancer that brings targets to the same prior (PMSN: balancer=Sinkhorn, no target_prior), or another one.",
     )
 
 

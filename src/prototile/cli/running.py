@@ -288,7 +288,7 @@ def _tested(data: str, split: str | None, download: bool) -> Source | None:
     if split is not None:
         return open_source(data, split, download)
     name = data.partition(":")[0]
-    splits = ("train", "test") if name in ("digits", "mnist-on-cifar") else ()
+    splits = ("train", "test") if name in ("digits", "handwriting", "mnist-on-cifar") else ()
     splits = CATALOG[name].splits if name in CATALOG else splits
     usual = next((each for each in ("test", "val") if each in splits), None)
     return None if usual is None else open_source(data, usual, download)
