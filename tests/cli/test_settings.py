@@ -66,14 +66,14 @@ def test_settings_change_a_recipe():
         "digits-dino", [("out", "a"), ("method.num_prototypes", 7), ("epochs", 2), ("optimization.clip", None)]
     ).plain
     assert plain["method"]["init_args"]["num_prototypes"] == 7
-    assert plain["method"]["init_args"]["hidden"] == 512
+    assert plain["method"]["init_args"]["hidden"] == 256
     assert (plain["epochs"], plain["optimization"]["clip"]) == (2, None)
 
 
 def test_another_method_keeps_the_backbone_only():
     args = settings_of("digits-dino", [("out", "a"), ("method", "simclr"), ("views", "simclr")]).plain["method"]
     assert args["class_path"] == "prototile.methods.simclr"
-    assert args["init_args"]["backbone"]["init_args"]["depth"] == 4
+    assert args["init_args"]["backbone"]["init_args"]["depth"] == 2
     assert args["init_args"]["hidden"] == 2048
 
 

@@ -174,17 +174,6 @@ def test_a_run_needs_an_end():
         trainer(-1).fit(Training(TinyMethod(), OPTIMIZATION, loader()))
 
 
-@pytest.mark.slow
-def test_compiled():
-    """Student and teacher, under the names of the plain ones; the same numbers up to rounding."""
-    plain, compiled = dino_vit(0.0), dino_vit(0.0)
-    trainer(1, limit_train_batches=2).fit(Training(plain, OPTIMIZATION, loader("dino")))
-    trainer(1, limit_train_batches=2).fit(Training(compiled, OPTIMIZATION, loader("dino"), compile=True))
-    assert list(plain.state_dict()) == list(compiled.state_dict())
-    for (name, x), y in zip(plain.state_dict().items(), compiled.state_dict().values(), strict=True):
-        torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-4, msg=name)
-
-
 def test_what_changed_between_settings():
     before = {"a": 1, "b": {"c": [1, 2], "d": "x"}, "e": None}
     after = {"a": 1, "b": {"c": [1, 3], "d": "x"}, "f": True}

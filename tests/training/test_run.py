@@ -154,6 +154,19 @@ def largest_difference(first: Path, second: Path) -> float:
 
 
 @pytest.mark.slow
+def test_compiled(tmp_path):
+    """In a process without shape checks, which cannot be compiled: the same names and, up to rounding, numbers."""
+    case = "vit without chance"
+    train(case, tmp_path / "plain", limit_steps=2)
+    command = [sys.executable, str(SCRIPT), case, str(tmp_path / "compiled"), "limit_steps=2", "compile=True"]
+    done = subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr
+    assert largest_difference(tmp_path / "plain", tmp_path / "compiled") < 1e-3
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_ranks_equal_one(tmp_path, strategy):
     """A run of 15 steps, with clipping, frozen prototypes, AdamW and a teacher; and its checkpoint goes on anywhere."""

@@ -167,13 +167,13 @@ class Loader:
 def outlive_signals(worker: int) -> None:
     """For a worker: signals that end a run reach all its processes, and the main one wants to finish its step first.
 
-    Ctrl-C and SLURM's notice are for the main process alone; SIGTERM takes effect a minute later.
+    Ctrl-C and SLURM's notice are for the main process alone, and so is what a group of processes gets.
     """
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(signal, "SIGALRM"):
-        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
 
 
 def default_workers() -> int:

@@ -8,6 +8,7 @@ A checkpoint is written between two optimiser steps, never within an accumulatio
 not finite.
 """
 
+import errno
 import logging
 import os
 import signal
@@ -205,9 +206,9 @@ def read(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"there is no checkpoint {path}: start without resume, or give the folder of a run")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # what is no checkpoint may fail in any way
+    except Exception as error:  # what is no checkpoint may fail in any way; cut off, some are an "invalid argument"
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         raise ValueError(
             f"{path} cannot be read as a checkpoint of prototile: it is cut off, or holds something else "
             f"({str(error).splitlines()[0] if str(error) else type(error).__name__})"
