@@ -179,3 +179,11 @@ def test_what_changed_between_settings():
     after = {"a": 1, "b": {"c": [1, 3], "d": "x"}, "f": True}
     assert list(difference(before, before)) == []
     assert list(difference(before, after)) == ["b.c was [1, 2] and is [1, 3]", "f was None and is True"]
+
+
+def test_both_backbones_are_compiled():
+    """What a compiled run gives is in `test_run.py`."""
+    for compile in (True, False):
+        method = dino_vit()
+        Training(method, OPTIMIZATION, loader("dino"), compile=compile)
+        assert [network._compiled_call_impl is not None for network in method.backbones] == [compile, compile]
