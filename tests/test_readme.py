@@ -2,6 +2,8 @@
 
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,9 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/data.md", "docs/training.md"])
-def test_the_code_on_a_page_runs(page):
+def test_the_code_on_a_page_runs(page, monkeypatch, tmp_path):
     """Block after block, as a reader would type them."""
+    monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert blocks
     names = {"__name__": "__main__"}
@@ -38,6 +41,22 @@ def test_the_readme_counts_the_reference_cases():
 def test_the_example_of_priors_runs(capsys):
     runpy.run_path(str(ROOT / "examples" / "marginals.py"), run_name="__main__")
     assert "power law, as the data" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_example_of_a_plain_loop_runs(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["plain_loop.py", "--steps", "2", "--batch", "16"])
+    runpy.run_path(str(ROOT / "examples" / "plain_loop.py"), run_name="__main__")
+    said = capsys.readouterr().out
+    assert all(text in said for text in ("untrained: kNN", "step 2: loss", "trained: kNN"))
+    assert len((ROOT / "examples" / "plain_loop.py").read_text().splitlines()) < 65
+
+
+@pytest.mark.slow
+def test_the_example_of_lightning_runs():
+    command = [sys.executable, ROOT / "examples" / "lightning_use.py", "--epochs", "1", "--images", "256"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "epoch 1: invariance" in said
 
 
 def test_the_example_of_views_runs(capsys, monkeypatch, tmp_path):
