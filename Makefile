@@ -12,7 +12,7 @@ help: ## Show this list
 env: .venv/.stamp ## Make .venv from requirements.lock
 
 test: lint ## Lint, then run the tests
-	.venv/bin/pytest -q
+	.venv/bin/pytest -q -n 2 --dist worksteal
 
 lint: .venv/.stamp ## Check style, format and types
 	.venv/bin/ruff check
