@@ -1,6 +1,6 @@
 """Benchmark of training: images per second from image files to updated weights, of prototile and of lightly.
 
-    python benchmarks/training.py                  everything: about ten minutes on two cores
+    python benchmarks/training.py                  everything: about a quarter of an hour on two cores
     python benchmarks/training.py --quick          tiny networks, to see that it runs
     python benchmarks/training.py --only dino      the cases whose names contain a word
     python benchmarks/training.py --device cuda    ViT-S/16 in bf16, with views that the GPU finishes
@@ -59,7 +59,7 @@ METHOD = {
     ),
 }
 SHARE, LEAST_STEPS = 5.0, 2  # seconds, and steps, that are timed in a turn
-ROUNDS, LIMIT = (3, 9), 75.0  # least and most, and seconds per case within them
+ROUNDS, LIMIT = (2, 9), 75.0  # least and most, and seconds per case within them
 PREFETCHED = 2  # batches that each worker holds ready
 PROFILED = 3  # steps
 CASES = {
