@@ -61,7 +61,7 @@ METHOD = {
 SHARE, LEAST_STEPS = 5.0, 2  # seconds, and steps, that are timed in a turn
 ROUNDS, LIMIT = (2, 9), 75.0  # least and most, and seconds per case within them
 PREFETCHED = 2  # batches that each worker holds ready
-PROFILED = 3  # steps
+PROFILED = 2  # steps
 CASES = {
     "cpu": (
         Case("dino", "tiny", small=False, batch=16, prototypes=65536),
