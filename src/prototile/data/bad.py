@@ -34,12 +34,12 @@ class BadImages:
         new = {id: reason for id, reason in bad if id not in self.reasons}
         for id, reason in new.items():
             if len(self.reasons) < _LOGGED:
-                logger.warning("skipped %s: %s", id, reason)
+                logger.warning("skipped %s: %s", _printable(id), reason)
             self.reasons[id] = reason
         # early in a run a share means little: count as if a hundred had been seen, or all where there are fewer
         seen = min(max(self._seen, 100), self._num_images)
         if new and len(self.reasons) > max(1, self._limit * seen):
-            shown = "".join(f"\n  {id}: {reason}" for id, reason in list(self.reasons.items())[:_SHOWN])
+            shown = "".join(f"\n  {_printable(id)}: {reason}" for id, reason in list(self.reasons.items())[:_SHOWN])
             raise ValueError(
                 f"{len(self.reasons)} of {seen} images cannot be read, more than the share of {self._limit:g} that is "
                 f"skipped (bad_share): repair or remove them, or raise bad_share. The first are{shown}"
@@ -49,3 +49,8 @@ class BadImages:
         """List them in a text file, one a line: id, tab, reason."""
         lines = "".join(f"{id}\t{reason}\n" for id, reason in self.reasons.items())
         Path(path).write_text(lines, encoding="utf-8", errors="surrogateescape")  # names of files may be any bytes
+
+
+def _printable(id: str) -> str:
+    """What any terminal and log takes: the bytes of a name that are no UTF-8 stand escaped."""
+    return os.fsencode(id).decode("utf-8", "backslashreplace")
