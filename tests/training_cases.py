@@ -39,7 +39,7 @@ class TinyBackbone(Backbone):
         self.stem = nn.Conv2d(3, dims, 4, stride=4)
         self.block = nn.Sequential(nn.Conv2d(dims, dims, 1), nn.BatchNorm2d(dims), nn.Dropout(0.1))
 
-    def forward(self, images, keep=None, mask=None, *, blocks: int = 0) -> Features:
+    def forward(self, images, keep=None, mask=None, *, blocks: int = 0, patches: bool = True) -> Features:
         return Features(self.block(self.stem(images)).mean((2, 3)))
 
     @property

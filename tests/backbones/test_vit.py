@@ -130,6 +130,32 @@ def test_the_last_blocks_come_oldest_first():
     torch.testing.assert_close(backbone.vit.blocks[1](features.blocks[0]), features.blocks[1])
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_without_patches_the_class_token_is_the_same(checkpointing):
+    """Features and gradients, with drop path's random numbers."""
+    network = vit("tiny", patch=4, image_size=16, depth=3, drop_path=0.5, layer_scale=0.1, checkpointing=checkpointing)
+    images = torch.randn(6, 3, 16, 16)
+    found = []
+    for patches in (True, False):
+        torch.manual_seed(0)
+        network.zero_grad()
+        features = network(images, patches=patches)
+        assert (features.patches is not None) == patches
+        features.pooled.square().mean().backward()
+        found.append([features.pooled, *(each.grad for each in network.parameters())])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+    assert len(network(images, patches=False, blocks=1).blocks[0][0]) == 17
+
+
+def test_without_patches_the_last_block_works_less():
+    network = vit("tiny", patch=4, image_size=16, depth=2)
+    rows = []
+    network.vit.blocks[-1].mlp.register_forward_hook(lambda _, x, y: rows.append(tuple(x[0].shape)))
+    network(torch.randn(2, 3, 16, 16))
+    network(torch.randn(2, 3, 16, 16), patches=False)
+    assert rows == [(2, 17, 192), (2, 1, 192)]
+
+
 def test_drop_path_grows_with_depth_and_layer_scale_starts_small():
     backbone = small(drop_path=0.2, layer_scale=1e-5)
     rates = [getattr(block.drop_path2, "drop_prob", 0.0) for block in backbone.vit.blocks]

@@ -26,7 +26,7 @@ class Pixels(Backbone):
         self.norm, self.drop = nn.BatchNorm2d(3, eps=0.0, affine=False), nn.Dropout(0.5)
         self.batches: list[int] = []
 
-    def forward(self, images, keep=None, mask=None, *, blocks: int = 0) -> Features:
+    def forward(self, images, keep=None, mask=None, *, blocks: int = 0, patches: bool = True) -> Features:
         self.batches.append(len(images))
         return Features(self.drop(self.norm(images)).flatten(1) * self.scale)
 

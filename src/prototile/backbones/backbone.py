@@ -27,10 +27,12 @@ class Backbone(nn.Module, ABC):
         mask: Bool[Tensor, "n p"] | None = None,
         *,
         blocks: int = 0,
+        patches: bool = True,
     ) -> Features:
         """Features of the images; `keep` are the only patches to look at, `mask` those that a mask token replaces.
 
-        `blocks` is the number of last blocks whose tokens are wanted.
+        `blocks` is the number of last blocks whose tokens are wanted. `patches=False` says that nobody looks at the
+        patches: a ViT then saves the last block's work on them, and gives none.
         """
 
     @property

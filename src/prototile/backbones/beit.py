@@ -84,12 +84,13 @@ class BEiT(Backbone):
         mask: Bool[Tensor, "n p"] | None = None,
         *,
         blocks: int = 0,
+        patches: bool = True,
     ) -> Features:
         network, depth = self.beit, len(self.beit.blocks)
         transformer.check_blocks(blocks, depth)
         self._check(images, keep)
-        patches = transformer.masked(network.patch_embed(images), mask, self.mask_token)
-        tokens = torch.cat([network.cls_token.expand(len(images), -1, -1), patches], dim=1)
+        tokens = transformer.masked(network.patch_embed(images), mask, self.mask_token)
+        tokens = torch.cat([network.cls_token.expand(len(images), -1, -1), tokens], dim=1)
         assert network.rel_pos_bias is not None
         bias = network.rel_pos_bias()
         steps = [partial(block, shared_rel_pos_bias=bias) for block in network.blocks]

@@ -57,6 +57,7 @@ class Pooled(Backbone):
         mask: Bool[Tensor, "n p"] | None = None,
         *,
         blocks: int = 0,
+        patches: bool = True,
     ) -> Features:
         check_images_only("a network of timm_model()", keep, mask, blocks)
         return Features(self.network(images))

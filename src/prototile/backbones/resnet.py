@@ -57,6 +57,7 @@ class ResNet(Backbone):
         mask: Bool[Tensor, "n p"] | None = None,
         *,
         blocks: int = 0,
+        patches: bool = True,
     ) -> Features:
         check_images_only("a ResNet", keep, mask, blocks)
         return Features(self.resnet(images))

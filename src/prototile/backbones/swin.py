@@ -96,6 +96,7 @@ class Swin(Backbone):
         mask: Bool[Tensor, "n p"] | None = None,
         *,
         blocks: int = 0,
+        patches: bool = True,
     ) -> Features:
         if keep is not None:
             raise ValueError("a Swin transformer sees all patches of its windows: take a ViT, or views without `keep`")
@@ -110,8 +111,8 @@ class Swin(Backbone):
             tokens, some = transformer.run(stage.blocks, tokens, skip=skip, checkpointing=checkpointing)
             after += [x.flatten(1, 2) for x in some]
             skip = max(skip - len(stage.blocks), 0)
-        patches = self.swin.norm(tokens).flatten(1, 2)
-        return Features(patches.mean(1), patches=patches, blocks=tuple(after))
+        regions = self.swin.norm(tokens).flatten(1, 2)
+        return Features(regions.mean(1), patches=regions, blocks=tuple(after))
 
     def _embedded(
         self, images: Float[Tensor, "n c h w"], mask: Bool[Tensor, "n p"] | None

@@ -78,7 +78,7 @@ def run(
     *,
     skip: int,
     checkpointing: bool,
-) -> tuple[Float[Tensor, "n *t d"], list[Float[Tensor, "n *t d"]]]:
+) -> tuple[Float[Tensor, "n *_t d"], list[Float[Tensor, "n *_t d"]]]:
     """Tokens after all blocks, and after each but the first `skip`.
 
     With `checkpointing` a block's activations are computed again in the backward pass instead of being kept.

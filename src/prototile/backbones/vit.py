@@ -3,12 +3,13 @@
 n images, c channels, h w pixels, p patches, m patches that are kept, d dims.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from timm.models.vision_transformer import VisionTransformer
+from timm.models import vision_transformer as networks
 from torch import Tensor, nn
 
 from prototile.backbones import transformer
@@ -59,7 +60,7 @@ def vit(
     shape = Shape(dims or shape.dims, depth or shape.depth, heads or shape.heads)
     transformer.check_side(image_size, patch)
     check_heads(shape)
-    network = VisionTransformer(
+    network = networks.VisionTransformer(
         img_size=image_size,
         patch_size=patch,
         in_chans=channels,
@@ -70,10 +71,20 @@ def vit(
         init_values=layer_scale,
         drop_path_rate=drop_path,
         norm_layer=transformer.LAYER_NORM,
+        block_fn=Block,
         dynamic_img_size=True,
     )
     _initialize(network, init, positions)
     return ViT(network, resize=resize, mask_token=mask_token, checkpointing=checkpointing)
+
+
+class Block(networks.Block):
+    """timm's block; what comes after the attention is done for the `leading` tokens alone, and only they are given."""
+
+    def forward(self, x: Float[Tensor, "n t d"], leading: int | None = None) -> Float[Tensor, "n _t d"]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x))))
+        x = x[:, :leading]
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
 class ViT(Backbone):
@@ -84,7 +95,12 @@ class ViT(Backbone):
     """
 
     def __init__(
-        self, vit: VisionTransformer, *, resize: Resize = "dino", mask_token: bool = False, checkpointing: bool = False
+        self,
+        vit: networks.VisionTransformer,
+        *,
+        resize: Resize = "dino",
+        mask_token: bool = False,
+        checkpointing: bool = False,
     ):
         super().__init__()
         check_resize(resize)
@@ -101,14 +117,18 @@ class ViT(Backbone):
         mask: Bool[Tensor, "n p"] | None = None,
         *,
         blocks: int = 0,
+        patches: bool = True,
     ) -> Features:
         depth = len(self.vit.blocks)
         transformer.check_blocks(blocks, depth)
+        steps: list[Callable[[Tensor], Tensor]] = list(self.vit.blocks)
+        if not patches and not blocks and isinstance(last := self.vit.blocks[-1], Block):
+            steps[-1] = partial(last, leading=1)
         tokens = self._embedded(images, keep, mask)
         checkpointing = self.checkpointing and self.training
-        tokens, after = transformer.run(self.vit.blocks, tokens, skip=depth - blocks, checkpointing=checkpointing)
+        tokens, after = transformer.run(steps, tokens, skip=depth - blocks, checkpointing=checkpointing)
         tokens = self.vit.norm(tokens)
-        return Features(tokens[:, 0], tokens[:, 0], tokens[:, 1:], tuple(after))
+        return Features(tokens[:, 0], tokens[:, 0], tokens[:, 1:] if patches else None, tuple(after))
 
     def _embedded(
         self, images: Float[Tensor, "n c h w"], keep: Int[Tensor, "n m"] | None, mask: Bool[Tensor, "n p"] | None
@@ -138,7 +158,7 @@ def check_heads(shape: Shape) -> None:
         raise ValueError(f"heads share dims equally: {shape.heads} heads do not divide {shape.dims} dims")
 
 
-def _tokens(network: VisionTransformer) -> tuple[nn.Parameter, nn.Parameter]:
+def _tokens(network: networks.VisionTransformer) -> tuple[nn.Parameter, nn.Parameter]:
     """The class token, and positions."""
     assert network.cls_token is not None
     assert network.pos_embed is not None
@@ -146,7 +166,7 @@ def _tokens(network: VisionTransformer) -> tuple[nn.Parameter, nn.Parameter]:
 
 
 @torch.no_grad()
-def _initialize(network: VisionTransformer, init: str, positions: str) -> None:
+def _initialize(network: networks.VisionTransformer, init: str, positions: str) -> None:
     """What differs from timm: a class token that is not almost zero, MAE's weights and positions."""
     cls, table = _tokens(network)
     nn.init.trunc_normal_(cls, std=0.02)

@@ -38,6 +38,7 @@ class SmallNetwork(Backbone):
         mask: Bool[Tensor, "n p"] | None = None,
         *,
         blocks: int = 0,
+        patches: bool = True,
     ) -> Features:
         if keep is not None or mask is not None or blocks:
             raise ValueError("this network has neither patches to keep or mask nor blocks: give images alone")

@@ -83,7 +83,7 @@ def extract(
             bad += [(source.id(index), reason) for index, reason in crops if isinstance(reason, str)]
             if read:
                 images = torch.stack([crop for _, crop in read]).to(there).float() / 255
-                features.append(backbone((images - mean) / std).pooled.float().cpu())
+                features.append(backbone((images - mean) / std, patches=False).pooled.float().cpu())
                 taken += [index for index, _ in read]
     if not taken:
         raise ValueError(f"none of the {len(source)} images can be read; the first: {bad[0][1] if bad else 'none'}")
@@ -98,7 +98,7 @@ def encode(backbone: Backbone, images: Float[Tensor, "n c h w"], *, batch: int =
         raise ValueError("there are no images to encode")
     there = device_of(backbone)
     with evaluating(backbone):
-        return torch.cat([backbone(part.to(there)).pooled.float().cpu() for part in images.split(batch)])
+        return torch.cat([backbone(part.to(there), patches=False).pooled.float().cpu() for part in images.split(batch)])
 
 
 def labelled(

@@ -59,18 +59,21 @@ class Encoded:
 
 def encode(network: Network, groups: Sequence[Views], *, whole: bool = False) -> Encoded:
     """One pass of the backbone for each group, one of the head for all; `whole` ignores what hides patches."""
-    features = features_of(network.backbone, groups, whole=whole)
+    features = features_of(network.backbone, groups, whole=whole, patches=network.patch_head is not None)
     projections = network.head.projector(torch.cat([group.pooled for group in features]))
     return Encoded(network, features, tuple(len(views.images) for views in groups), projections)
 
 
-def features_of(backbone: Backbone, groups: Sequence[Views], *, whole: bool = False) -> tuple[Features, ...]:
-    """The features of each group, view after view."""
+def features_of(
+    backbone: Backbone, groups: Sequence[Views], *, whole: bool = False, patches: bool = False
+) -> tuple[Features, ...]:
+    """The features of each group, view after view; with `patches`, where heads look at them."""
     return tuple(
         backbone(
             views.images.flatten(0, 1),
             keep=None if whole or views.keep is None else views.keep.flatten(0, 1),
             mask=None if whole or views.mask is None else views.mask.flatten(0, 1),
+            patches=patches,
         )
         for views in groups
     )
