@@ -144,7 +144,7 @@ class PatchMean(Backbone):
         super().__init__()
         self.whole, self.dims, self.patch = backbone, backbone.dims, backbone.patch
 
-    def forward(self, images, keep=None, mask=None, *, blocks=0):
+    def forward(self, images, keep=None, mask=None, *, blocks=0, patches=True):
         features = self.whole(images, keep, mask, blocks=blocks)
         return replace(features, pooled=features.patches.mean(1))
 

@@ -9,7 +9,8 @@
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 
 _USAGE = """\
@@ -114,9 +115,9 @@ def _pretrain(words: list[str]) -> int:
         return 0
     from prototile.training.checkpointing import Interrupted
 
-    _log_to_screen()
     try:
-        done = run(settings)
+        with _messages_on_screen():
+            done = run(settings)
     except Interrupted as error:
         print(error, file=sys.stderr)
         return int(error.code) if isinstance(error.code, int) else 130
@@ -151,8 +152,15 @@ class _Screen(logging.Handler):
         print(f"{mark}{record.getMessage()}", file=sys.stderr, flush=True)
 
 
-def _log_to_screen() -> None:
-    package = logging.getLogger("prototile")
-    if not any(isinstance(handler, _Screen) for handler in package.handlers):
-        package.addHandler(_Screen())
+@contextmanager
+def _messages_on_screen() -> Iterator[None]:
+    """What the package logs is shown while a command runs."""
+    package, screen = logging.getLogger("prototile"), _Screen()
+    level = package.level
+    package.addHandler(screen)
     package.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        package.removeHandler(screen)
+        package.setLevel(level)

@@ -1,8 +1,8 @@
 r"""Objectives: what a clustering student has to predict of its teacher, with the balancer of its targets.
 
     objective        predicted                                        of                           used by
-    ClassTokens      the assignment of another view                   pooled features              DINO, SwAV, MSN;
-    others MaskedPatches    the teacher's assignment of a hidden patch       patches, the same view       iBOT, DINOv2
+    ClassTokens      the assignment of another view                   pooled features              DINO, SwAV, MSN ..
+    MaskedPatches    the teacher's assignment of a hidden patch       patches, the same view       iBOT, DINOv2
     Regions          the assignment of the most similar region        patches, another view        EsViT
     ExplicitClusters ClassTokens, twice: by projector and predictor   pooled features              ExCB
 
@@ -123,14 +123,24 @@ class ClassTokens(Objective):
         return targets
 
 
-class MaskedPatches(Objective):
+class OfPatches(Objective):
+    """What objectives over patches have in common."""
+
+    tokens = "patches"
+
+    def __init__(self, prior: Float[Tensor, " k"], balancer: Balancer, temperatures: Temperatures, *, weight: float):
+        super().__init__()
+        self.register_buffer("prior", prior, persistent=False)
+        self.prior: Tensor
+        self.balancer, self.temperatures, self.weight = balancer, temperatures, weight
+
+
+class MaskedPatches(OfPatches):
     """The student predicts of every hidden patch what the teacher, who sees it, assigns to it (Zhou et al. 2022).
 
     Averaged over an image's hidden patches, then over images; one without hidden patches counts as zero. The balancer
     observes "all" of the teacher's patches (iBOT) or the "masked" ones (DINOv2).
     """
-
-    tokens = "patches"
 
     def __init__(
         self,
@@ -141,10 +151,8 @@ class MaskedPatches(Objective):
         observed: Literal["all", "masked"] = "all",
         weight: float = 1.0,
     ):
-        super().__init__()
-        self.register_buffer("prior", prior, persistent=False)
-        self.prior: Tensor
-        self.balancer, self.temperatures, self.observed, self.weight = balancer, temperatures, observed, weight
+        super().__init__(prior, balancer, temperatures, weight=weight)
+        self.observed = observed
 
     def forward(self, student: Encoded, teacher: Encoded, views: tuple[Views, ...], progress: Progress) -> Outcome:
         mask = views[0].mask
@@ -163,27 +171,12 @@ class MaskedPatches(Objective):
         return Outcome({"cross_entropy_patches": loss}, {"cross_entropy_patches": self.weight}, clusters)
 
 
-class Regions(Objective):
+class Regions(OfPatches):
     """Every region of the student predicts the target of the most similar region in another of the teacher's views.
 
     Similar are backbone features before the head, without gradient (Li et al. 2022, EsViT, equation 4); mean over a
     view's regions, then over pairs of views.
     """
-
-    tokens = "patches"
-
-    def __init__(
-        self,
-        prior: Float[Tensor, " k"],
-        balancer: Balancer,
-        temperatures: Temperatures,
-        *,
-        weight: float = 0.5,
-    ):
-        super().__init__()
-        self.register_buffer("prior", prior, persistent=False)
-        self.prior: Tensor
-        self.balancer, self.temperatures, self.weight = balancer, temperatures, weight
 
     def forward(self, student: Encoded, teacher: Encoded, views: tuple[Views, ...], progress: Progress) -> Outcome:
         regions = [
