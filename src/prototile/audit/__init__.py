@@ -1,13 +1,25 @@
 """Audit: what prototypes, assignments and embeddings are really like. Tensors in, plain results out.
 
-    prototypes    how many are unique, and which stand for which
+    cover         how many prototypes are unique, and which stand for which
+    prototypes    all that prototypes tell without images: sweep, redundancy, neighbours, norms, rank
+    clusters      how images spread over prototypes: marginal, sizes, laws, mass against redundancy
+    labels        clusters against classes
+    embeddings    how embeddings fill their space
+    maps          prototypes and images on a plane
+    compare       audits side by side; what merged, what split
+    verdict       what all this says, in plain words
+    result        one checkpoint's audit as a whole
     health        the numbers that show whether a run is well
     diagnosis     known failures, told from them in plain words
 
 Nothing here knows methods or training.
 """
 
+from prototile.audit.clusters import ClusterAudit, MassByRedundancy, PowerFit
+from prototile.audit.compare import Changes, Comparison
+from prototile.audit.cover import Unique, unique
 from prototile.audit.diagnosis import Finding, Watch, diagnose
+from prototile.audit.embeddings import EmbeddingAudit, NeighborDistances
 from prototile.audit.health import (
     ClusterHealth,
     EmbeddingHealth,
@@ -16,18 +28,36 @@ from prototile.audit.health import (
     cluster_health,
     embedding_health,
 )
-from prototile.audit.prototypes import Unique, unique
+from prototile.audit.labels import LabelAudit
+from prototile.audit.maps import Map
+from prototile.audit.prototypes import PrototypeAudit
+from prototile.audit.result import Audit
+from prototile.audit.verdict import Statement, Verdict, verdict
 
 __all__ = [
+    "Audit",
+    "Changes",
+    "ClusterAudit",
     "ClusterHealth",
+    "Comparison",
+    "EmbeddingAudit",
     "EmbeddingHealth",
     "Finding",
     "Health",
+    "LabelAudit",
+    "Map",
+    "MassByRedundancy",
+    "NeighborDistances",
+    "PowerFit",
+    "PrototypeAudit",
+    "Statement",
     "Unique",
+    "Verdict",
     "Watch",
     "Window",
     "cluster_health",
     "diagnose",
     "embedding_health",
     "unique",
+    "verdict",
 ]

@@ -28,7 +28,7 @@ from torch import Tensor
 from prototile import distributed
 from prototile.assignments import Assignments
 from prototile.assignments.tiles import spans
-from prototile.audit.prototypes import unique
+from prototile.audit.cover import unique
 from prototile.precision import full_precision
 from prototile.sphere import normalize
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prototile.audit import prototypes
-from prototile.audit.prototypes import EPSILON, unique
+from prototile.audit import cover as covering
+from prototile.audit.cover import EPSILON, unique
 
 
 def collapsed(centres: int, k: int, dims: int, jitter: float) -> Tensor:
@@ -41,8 +41,8 @@ def test_equals_the_plain_rule_whatever_the_blocks(monkeypatch, mode, jitter, ep
     x = collapsed(30, 150, 16, jitter) * torch.rand(150, 1).add(0.1)  # norms do not count
     found, labels = plain(x, epsilon, mode)
     for block, candidates in ((1024, 256), (7, 3), (64, 1)):
-        monkeypatch.setattr(prototypes, "_BLOCK", block)
-        monkeypatch.setattr(prototypes, "_CANDIDATES", candidates)
+        monkeypatch.setattr(covering, "_BLOCK", block)
+        monkeypatch.setattr(covering, "_CANDIDATES", candidates)
         cover = unique(x, epsilon, mode=mode)
         assert cover.representatives.tolist() == found
         assert cover.labels.tolist() == labels
