@@ -85,6 +85,13 @@ class Files(Source):
     def id(self, index: int) -> str:
         return self._paths[index]
 
+    def stamp(self, index: int) -> str:
+        try:
+            found = os.stat(os.path.join(self._root, self._paths[index]))
+        except OSError:
+            return self._paths[index]  # who reads it will say what is wrong
+        return f"{self._paths[index]} {found.st_size} {found.st_mtime_ns}"
+
 
 def folder(root: PathLike) -> Files:
     """Every image below this folder, however deep, sorted by path; hidden files and folders are left out."""

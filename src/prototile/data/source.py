@@ -9,6 +9,7 @@ Axes: n images, h w pixels, c classes.
 """
 
 import warnings
+import zlib
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -38,6 +39,10 @@ class Source(ABC):
     @abstractmethod
     def id(self, index: int) -> str:
         """What a user would call this image: its path, or its place in the data set."""
+
+    def stamp(self, index: int) -> str:
+        """What changes when the image does, as far as can be told at little cost: its id at least."""
+        return self.id(index)
 
 
 class Arrays(Source):
@@ -74,6 +79,9 @@ class Arrays(Source):
     def id(self, index: int) -> str:
         return f"{self._name}/{index}"
 
+    def stamp(self, index: int) -> str:
+        return f"{self.id(index)} {zlib.crc32(self._images[index].numpy().tobytes())}"
+
 
 class Subset(Source):
     """The images of `source` numbered `indices`, in that order; or those where `indices`, one for each, is true."""
@@ -104,6 +112,9 @@ class Subset(Source):
 
     def id(self, index: int) -> str:
         return self._source.id(int(self._indices[index]))
+
+    def stamp(self, index: int) -> str:
+        return self._source.stamp(int(self._indices[index]))
 
 
 def whole_labels(labels: Any, images: int) -> Int[np.ndarray, " n *c"]:

@@ -61,6 +61,9 @@ class Toy(Source):
     def id(self, index: int) -> str:
         return self._images.id(index)
 
+    def stamp(self, index: int) -> str:
+        return self._images.stamp(index)
+
 
 def mnist_on_cifar(
     root: PathLike, split: str = "train", exponent: float = 0.5, seed: int = 0, download: bool = False

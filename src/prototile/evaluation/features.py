@@ -4,6 +4,9 @@
     encode(backbone, images)               of images that lie in memory, normalised already
     labelled(features, labels)             those of images that have a label
     FeatureSet                             features, with labels and ids
+    Crop, Shown                            how images are shown, and batches of them
+
+What is too large for memory, or shall be computed once, is kept on disk by `stored.py`.
 
 n images, h w pixels, d dims, s side of the crop.
 """
@@ -61,35 +64,83 @@ def extract(
     for 224 as is usual; for sizes below 128 the image whole, up to its shape. The backbone is left as it was; `device`
     is where it lies.
     """
-    resize = _default_resize(size) if resize is None else resize
-    if not 1 <= size <= resize:
-        raise ValueError(f"a crop of {size} pixels needs images of at least that size, got resize={resize}")
-    if batch < 1:
-        raise ValueError(f"a batch needs at least one image, got {batch}")
     there = device_of(backbone) if device is None else torch.device(device)
-    # a generator of its own: else the model's random numbers would depend on how often features are taken
-    loader = DataLoader(
-        _Crops(source, size, resize),
-        batch_size=batch,
-        num_workers=workers,
-        collate_fn=_as_they_are,
-        generator=torch.Generator(),
-    )
-    mean, std = (torch.tensor(x, device=there).view(3, 1, 1) for x in (normalization.mean, normalization.std))
-    features, taken, bad = [], [], []
+    shown = Shown(source, Crop(size, resize, normalization), batch=batch, workers=workers, device=there)
     with evaluating(backbone):
+        features = [backbone(images, patches=False).pooled.float().cpu() for images in shown]
+    return FeatureSet(torch.cat(features), shown.labels(), shown.ids(), tuple(shown.bad))
+
+
+@dataclass(frozen=True)
+class Crop:
+    """How an image is shown: the shorter side becomes `resize` pixels, and the central `size` x `size` are normalised.
+
+    Without `resize` 256 for 224, as is usual, and in that ratio for other sizes; below 128 the image whole, up to its
+    shape.
+    """
+
+    size: int = 224
+    resize: int | None = None
+    normalization: Normalization = IMAGENET
+
+    def __post_init__(self) -> None:
+        if self.resize is None:
+            usual = self.size if self.size < _SMALL else round(self.size * 256 / 224)
+            object.__setattr__(self, "resize", usual)
+        if not 1 <= self.size <= self.shorter:
+            raise ValueError(
+                f"a crop of {self.size} pixels needs images of at least that size, got resize={self.resize}"
+            )
+
+    @property
+    def shorter(self) -> int:
+        """What the shorter side becomes."""
+        assert self.resize is not None
+        return self.resize
+
+
+class Shown:
+    """Batches of a source's images, cropped and normalised, on a device, in order; those that cannot be read are left
+    out, and `bad` lists them. `taken` are the numbers of the others. To be walked once.
+    """
+
+    def __init__(self, source: Source, crop: Crop, *, batch: int = 256, workers: int = 0, device: torch.device):
+        if batch < 1:
+            raise ValueError(f"a batch needs at least one image, got {batch}")
+        self.taken: list[int] = []
+        self.bad: list[tuple[str, str]] = []
+        self._source, self._crop, self._batch, self._workers, self._device = source, crop, batch, workers, device
+
+    def __iter__(self) -> Iterator[Float[Tensor, "n 3 s s"]]:
+        # a generator of its own: else the model's random numbers would depend on how often features are taken
+        loader = DataLoader(
+            _Crops(self._source, self._crop.size, self._crop.shorter),
+            batch_size=self._batch,
+            num_workers=self._workers,
+            collate_fn=_as_they_are,
+            generator=torch.Generator(),
+        )
+        pixels = self._crop.normalization
+        mean, std = (torch.tensor(x, device=self._device).view(3, 1, 1) for x in (pixels.mean, pixels.std))
         for crops in loader:
             read = [(index, crop) for index, crop in crops if isinstance(crop, Tensor)]
-            bad += [(source.id(index), reason) for index, reason in crops if isinstance(reason, str)]
+            self.bad += [(self._source.id(index), reason) for index, reason in crops if isinstance(reason, str)]
+            self.taken += [index for index, _ in read]
             if read:
-                images = torch.stack([crop for _, crop in read]).to(there).float() / 255
-                features.append(backbone((images - mean) / std, patches=False).pooled.float().cpu())
-                taken += [index for index, _ in read]
-    if not taken:
-        raise ValueError(f"none of the {len(source)} images can be read; the first: {bad[0][1] if bad else 'none'}")
-    labels = np.full(len(source), -1) if source.labels is None else whole_labels(source.labels, len(source))
-    ids = tuple(source.id(index) for index in taken)
-    return FeatureSet(torch.cat(features), torch.from_numpy(labels[taken]), ids, tuple(bad))
+                images = torch.stack([crop for _, crop in read]).to(self._device).float() / 255
+                yield (images - mean) / std
+        if not self.taken:
+            reason = self.bad[0][1] if self.bad else "none"
+            raise ValueError(f"none of the {len(self._source)} images can be read; the first: {reason}")
+
+    def labels(self) -> Int[Tensor, " n *classes"]:
+        """Of the images taken; -1 where the source has none."""
+        labels = self._source.labels
+        every = np.full(len(self._source), -1) if labels is None else whole_labels(labels, len(self._source))
+        return torch.from_numpy(every[self.taken])
+
+    def ids(self) -> tuple[str, ...]:
+        return tuple(self._source.id(index) for index in self.taken)
 
 
 def encode(backbone: Backbone, images: Float[Tensor, "n c h w"], *, batch: int = 256) -> Float[Tensor, "n d"]:
@@ -152,10 +203,6 @@ def centre_crop(image: UInt8[Tensor, "3 h w"], size: int, resize: int) -> UInt8[
         image = F.interpolate(image[None], shape, mode="bicubic", antialias=True)[0]
     top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
     return image[:, top : top + size, left : left + size]
-
-
-def _default_resize(size: int) -> int:
-    return size if size < _SMALL else round(size * 256 / 224)
 
 
 class _Crops(Dataset[tuple[int, Tensor | str]]):
