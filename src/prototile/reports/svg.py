@@ -1,6 +1,7 @@
 """Drawings inside a page: SVG whose colours are the page's, so that they follow light and dark.
 
-    chart(lines, ...)      lines over two axes, with what a pointer reads at each place
+    chart(lines, ...)      lines and points over two axes, with what a pointer reads at each place
+    cloud(points, ...)     points without axes, as a map has them
     tiling(groups)         every item a tile, groups as patches of tiles
 
 A `kind` is a class that the style sheet gives a colour. Places are in units of the drawing, about pixels of a phone.
@@ -15,6 +16,7 @@ from markupsafe import Markup, escape
 WIDTH, HEIGHT = 460, 300
 LEFT, RIGHT, TOP, BOTTOM = 40, 12, 26, 42
 TILE = 10
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,24 @@ class Axis:
 
 @dataclass(frozen=True)
 class Line:
-    """Points in order; `steps` joins them by stairs."""
+    """Points in order; `steps` joins them by stairs, `filled` colours what lies under them."""
 
     points: Sequence[tuple[float, float]]
     kind: str
     steps: bool = False
+    filled: bool = False
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Point:
+    """A place with something to say."""
+
+    x: float
+    y: float
+    kind: str
+    text: str = ""
+    mark: str = "point"  # or "cross"
 
 
 @dataclass(frozen=True)
@@ -65,6 +80,17 @@ def even_ticks(high: float, wished: int = 5) -> list[float]:
     return [i * step for i in range(math.ceil(high / step - 1e-9) + 1)]
 
 
+def power_ticks(low: float, high: float, most: int = 7) -> list[float]:
+    """Powers of ten between two positive numbers, both included; 2 and 5 times them where there are few."""
+    first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
+    if last - first >= 2:
+        stride = -(-(last - first + 1) // most)
+        return [10.0**power for power in range(first, last + 1, stride)]
+    finer = [factor * 10.0**power for power in range(first - 1, last + 1) for factor in (1, 2, 5)]
+    found = [tick for tick in finer if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
+    return found if len(found) > 1 else [low, high]
+
+
 def chart(
     lines: Sequence[Line],
     x: Axis,
@@ -72,10 +98,12 @@ def chart(
     *,
     title: str,
     rules: Sequence[Rule] = (),
+    uprights: Sequence[Rule] = (),
     dots: Sequence[tuple[float, float, str]] = (),
+    points: Sequence[Point] = (),
     tips: Sequence[Tip] = (),
 ) -> Markup:
-    """Lines over two axes. `dots` are places of note: x, y and kind."""
+    """Lines over two axes. `dots` are places of note: x, y and kind; `uprights` are levels of x."""
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
 
     def across(value: float) -> float:
@@ -100,10 +128,20 @@ def chart(
     for rule in rules:
         parts.append(_line(LEFT, down(rule.level), right, down(rule.level)))
         parts.append(_text(right, down(rule.level) - 5, rule.text, "note end"))
+    for rule in uprights:
+        at = across(rule.level)
+        late = at > (LEFT + right) / 2
+        parts.append(_line(at, TOP, at, bottom))
+        parts.append(_text(at - 5 if late else at + 5, TOP + 10, rule.text, "note end" if late else "note"))
     parts.append(Markup("</g>"))
     for line in lines:
         places = [(across(a), down(b)) for a, b in line.points]
-        parts.append(Markup('<path class="line {}" d="{}"/>').format(line.kind, _path(places, line.steps)))
+        drawn = _path(places, line.steps)
+        if line.filled:
+            area = f"{drawn}V{_r(bottom)}H{_r(places[0][0])}z"
+            parts.append(Markup('<path class="area {}" d="{}"/>').format(line.kind, area))
+        dashed = " dashed" if line.dashed else ""
+        parts.append(Markup('<path class="line{} {}" d="{}"/>').format(dashed, line.kind, drawn))
     for a, b, kind in dots:
         parts.append(
             Markup('<circle class="dot {}" cx="{}" cy="{}" r="4.5"/>').format(kind, _r(across(a)), _r(down(b)))
@@ -115,7 +153,19 @@ def chart(
                 _r(start), TOP, _r(max(end - start, 0)), bottom - TOP, tip.text
             )
         )
-    return _drawing(parts, WIDTH, HEIGHT, title)
+    parts += [_mark(point, across(point.x), down(point.y)) for point in points]  # above the bands, so that they speak
+    return drawing(parts, WIDTH, HEIGHT, title)
+
+
+def cloud(points: Sequence[Point], *, title: str, side: int = WIDTH) -> Markup:
+    """Points in a square, both axes on one scale."""
+    lows, highs = ([end(p.x for p in points), end(p.y for p in points)] for end in (min, max))
+    margin = 8
+    scale = (side - 2 * margin) / max(highs[0] - lows[0], highs[1] - lows[1], 1e-12)
+    x0, y0 = ((low + high) / 2 for low, high in zip(lows, highs, strict=True))
+    parts = [Markup('<rect class="frame" width="{}" height="{}"/>').format(side, side)]
+    parts += [_mark(p, side / 2 + scale * (p.x - x0), side / 2 - scale * (p.y - y0)) for p in points]
+    return drawing(parts, side, side, title)
 
 
 def tiling(groups: Sequence[int], *, title: str) -> Markup:
@@ -139,7 +189,7 @@ def tiling(groups: Sequence[int], *, title: str) -> Markup:
             borders.append(f"M{TILE * a} {TILE * (b + 1)}h{TILE}")
     parts.append(Markup('<path class="joint" d="{}"/>').format("".join(borders)))
     width, height = (TILE * (max(place[axis] for place in owner) + 1) for axis in (0, 1))
-    return _drawing(parts, width, height, title)
+    return drawing(parts, width, height, title)
 
 
 def _curve(number: int) -> list[tuple[int, int]]:
@@ -165,9 +215,16 @@ def _hilbert(side: int, index: int) -> tuple[int, int]:
     return a, b
 
 
-def _drawing(parts: Sequence[Markup], width: float, height: float, title: str) -> Markup:
+def drawing(parts: Sequence[Markup], width: float, height: float, title: str) -> Markup:
     head = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(width, height, title)
     return head + Markup("").join(parts) + Markup("</svg>")
+
+
+def _mark(point: Point, x: float, y: float) -> Markup:
+    """A stroke of no length with round ends, or two that cross: its width stays when the drawing is enlarged."""
+    shape = f"M{_r(x)} {_r(y)}h0" if point.mark == "point" else f"M{_r(x - 4)} {_r(y)}h8M{_r(x)} {_r(y - 4)}v8"
+    tip = Markup(' data-tip="{}"').format(point.text) if point.text else Markup("")
+    return Markup('<path class="{} {}" d="{}"{}/>').format(point.mark, point.kind, shape, tip)
 
 
 def _path(places: Sequence[tuple[float, float]], steps: bool) -> str:
@@ -187,6 +244,11 @@ def _text(x: float, y: float, text: str, kind: str) -> Markup:
 
 
 def _number(value: float) -> str:
+    size = abs(value)
+    if size >= 1e5:
+        return f"{value / 1e6:,.10g}M" if size >= 1e6 else f"{value / 1e3:,.10g}k"
+    if 0 < size < 1e-3 and math.isclose(power := math.log10(size), round(power), abs_tol=1e-9):
+        return ("−" if value < 0 else "") + "10" + str(round(power)).translate(_RAISED)
     return f"{value:,.10g}"
 
 
