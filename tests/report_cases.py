@@ -201,7 +201,7 @@ def digits(images: int, classes: bool = True) -> tuple[Arrays, torch.Tensor, tor
     flat = torch.from_numpy(pixels.reshape(images, -1)).float()
     flat = flat - flat.mean(0)
     x = normalize(flat @ torch.linalg.svd(flat, full_matrices=False).Vh[:DIMS].T)
-    names = tuple("zero one two three four five six seven eight nine".split())
+    names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
     source = Arrays(
         (255 - pixels * (255 / 16)).astype(np.uint8), labels.numpy() if classes else None, names if classes else None
     )
@@ -270,9 +270,8 @@ def audit(
 
 
 def comparison(*names: str) -> Comparison:
-    changes = Changes(
-        "prototypes", 64, 20, 18, 15, (Merge((1, 5, 7), 2, 12),), (Split(3, (4, 9), 8),), 0.91, torch.zeros(20, dtype=torch.long)
-    )  # fmt: skip
+    merges, splits, nowhere = (Merge((1, 5, 7), 2, 12),), (Split(3, (4, 9), 8),), torch.zeros(20, dtype=torch.long)
+    changes = Changes("prototypes", 64, 20, 18, 15, merges, splits, 0.91, nowhere)
     values = tuple(float(10 + i) for i in range(len(names)))
     rows = (
         Row("unique prototypes", "cls", values, ",.0f"),

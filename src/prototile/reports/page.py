@@ -10,6 +10,7 @@ percent(share), count(n), short(x)    numbers as people read them
 import base64
 import io
 import json
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,6 +24,7 @@ _SIDE = 16  # pixels of an image on a page, before the browser scales it
 _SMALL = 32  # what is smaller is enlarged here: browsers smear it
 _QUALITY = 72  # of WebP: about a kilobyte for a photograph of 64 pixels
 
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _IN_MARKUP = str.maketrans({sign: f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"})
 
 
@@ -35,10 +37,25 @@ def count(number: float) -> str:
 
 
 def short(number: float, digits: int = 3) -> str:
-    """To so many digits: 0.0123, 4.57, 1,230."""
-    if number != number:
+    """To so many digits: 0.0123, 4.57, 1,230, 5.1 × 10⁻⁶."""
+    if not math.isfinite(number):
         return "–"
-    return f"{number:,.0f}" if abs(number) >= 10 ** (digits - 1) else f"{number:.{digits}g}"
+    if 0 < abs(number) < 1e-3:
+        mantissa, power = f"{number:.{digits - 1}e}".split("e")
+        written = f"{float(mantissa):g} × 10{raised(int(power))}"
+    else:
+        written = f"{number:,.0f}" if abs(number) >= 10 ** (digits - 1) else f"{number:.{digits}g}"
+    return written.replace("-", "−")
+
+
+def minus(number: float, digits: int) -> str:
+    """With so many decimals, and a minus as long as a plus."""
+    return f"{number:.{digits}f}".replace("-", "−")
+
+
+def raised(power: int) -> str:
+    """An exponent above the line."""
+    return str(power).translate(_RAISED)
 
 
 def render(template: str, **values: object) -> str:

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from prototile.reports.page import raised
+
 WIDTH, HEIGHT = 460, 300
 LEFT, RIGHT, TOP, BOTTOM = 40, 12, 26, 42
 TILE = 10
-_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True)
@@ -248,8 +249,8 @@ def _number(value: float) -> str:
     if size >= 1e5:
         return f"{value / 1e6:,.10g}M" if size >= 1e6 else f"{value / 1e3:,.10g}k"
     if 0 < size < 1e-3 and math.isclose(power := math.log10(size), round(power), abs_tol=1e-9):
-        return ("−" if value < 0 else "") + "10" + str(round(power)).translate(_RAISED)
-    return f"{value:,.10g}"
+        return ("−" if value < 0 else "") + "10" + raised(round(power))
+    return f"{value:,.10g}".replace("-", "−")
 
 
 def _r(value: float) -> str:

@@ -110,8 +110,9 @@ def mass(audit: ClusterAudit) -> Figure:
             if mean > 0:
                 span = f"{low}" if low == high else f"{low} to {high}"
                 told = f"stands for {span} ({count(number)} unique prototypes)\n{name}: {percent(mean, 3)} each"
-                places.append((math.sqrt(low * high), mean))
-                points.append(svg.Point(*places[-1], kind, told))
+                x = math.sqrt(low * high)
+                places.append((x, mean))
+                points.append(svg.Point(x, mean, kind, told))
         lines.append(svg.Line(places, kind))
         seen += [mean for _, mean in places]
     floor, highest = min(*seen, 1 / m) / 1.6, above(max(*seen, 1 / m))

@@ -27,17 +27,15 @@ class Told:
 
 def figures(audits: Sequence[Audit], names: Sequence[str]) -> Iterator[tuple[str, Figure]]:
     """For each head that several have, by its name."""
-    kinds = [KINDS[i % len(KINDS)] for i in range(len(audits))]
+    looks = list(zip(audits, (KINDS[i % len(KINDS)] for i in range(len(audits))), names, strict=True))
     for head in dict.fromkeys(head for audit in audits for head in audit.prototypes):
-        found = [
-            (a.prototypes[head], k, n) for a, k, n in zip(audits, kinds, names, strict=True) if head in a.prototypes
-        ]
+        found = [(audit.prototypes[head], kind, name) for audit, kind, name in looks if head in audit.prototypes]
         if len(found) > 1:
-            yield head, prototypes.sweep(*_columns(found))
+            yield head, prototypes.sweep(*map(list, zip(*found, strict=True)))
     for head in dict.fromkeys(head for audit in audits for head in audit.clusters):
-        sizes = [(a.clusters[head], k, n) for a, k, n in zip(audits, kinds, names, strict=True) if head in a.clusters]
+        sizes = [(audit.clusters[head], kind, name) for audit, kind, name in looks if head in audit.clusters]
         if len(sizes) > 1:
-            yield head, clusters.compared(*_columns(sizes))
+            yield head, clusters.compared(*map(list, zip(*sizes, strict=True)))
 
 
 def told(comparison: Comparison) -> list[Told]:
@@ -67,10 +65,6 @@ def distinct(names: Sequence[str]) -> list[str]:
         seen[name] = seen.get(name, 0) + 1
         found.append(name if names.count(name) == 1 else f"{name} ({seen[name]})")
     return found
-
-
-def _columns(rows):
-    return tuple(list(column) for column in zip(*rows, strict=True))
 
 
 def _numbers(numbers: Sequence[int], most: int = 8) -> str:

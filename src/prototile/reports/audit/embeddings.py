@@ -12,7 +12,7 @@ from prototile.audit.embeddings import EmbeddingAudit, NeighborDistances
 from prototile.audit.plain import Histogram
 from prototile.reports import svg
 from prototile.reports.audit.figure import Figure, histogram, ranks
-from prototile.reports.page import count, percent, short
+from prototile.reports.page import count, minus, percent, short
 
 SPACES = {
     "raw": "as they are",
@@ -39,13 +39,13 @@ def numbers(audit: EmbeddingAudit) -> Iterator[tuple[str, str, str]]:
         yield "LiDAR", short(audit.lidar), "dims that tell images apart in spite of their views"
     if audit.alpha_req is not None:
         yield "α-ReQ", f"{audit.alpha_req:.2f}", "decay of the spectrum; near 1 is best for what follows"
-    yield "uniformity", f"{audit.uniformity:.2f}", "of directions; lower is more even, −4 the limit"
+    yield "uniformity", minus(audit.uniformity, 2), "of directions; lower is more even, −4 the limit"
     if audit.alignment is not None:
         yield "alignment", short(audit.alignment), "squared distance of two views of an image"
     yield "spread", f"{audit.spread:.3f}", "1 all over the sphere, 0 for a constant"
-    yield "mean cosine", f"{audit.cosine:.3f}", "of two images"
+    yield "mean cosine", minus(audit.cosine, 3), "of two images"
     yield "correlation", f"{audit.correlation:.3f}", "mean absolute one of two dims"
-    yield "entropy per dim", f"{audit.entropy:.3f}", f"by m-spacings on the {audit.marginals.space}; 0 is uniform"
+    yield "entropy per dim", minus(audit.entropy, 3), f"by m-spacings on the {audit.marginals.space}; 0 is uniform"
     yield "χ² of pairs", short(audit.chi_square), "per degree of freedom; 1 is uniform"
     if audit.agreement is not None:
         yield "neighbours agree", percent(audit.agreement), "nearest image has the same label"
@@ -120,7 +120,7 @@ def entropies(audit: EmbeddingAudit) -> Figure:
             f"nats, on the {found.space}",
             title="Histogram of the m-spacings entropy of each dim",
         ),
-        f"Each dim alone, mapped into (0, 1): 0 would be uniform, and the mean is {audit.entropy:.3f}. "
+        f"Each dim alone, mapped into (0, 1): 0 would be uniform, and the mean is {minus(audit.entropy, 3)}. "
         f"Kolmogorov-Smirnov distance to uniform numbers: {float(found.distance.mean()):.3f} on average.",
     )
 
@@ -135,7 +135,7 @@ def norms(audit: EmbeddingAudit) -> Figure:
 
 
 def pairs(audit: EmbeddingAudit) -> list[tuple[str, Markup]]:
-    """Where images lie in pairs of dims (E2MC, figures 2 and D.1): cells as dark as they are full."""
+    """Where images lie in pairs of dims (E2MC, figures 2 and D.1): cells as strong as they are full."""
     found = audit.marginals
     panels = []
     for (a, b), grid, chi in zip(found.pairs.tolist(), found.grids, found.chi_square.tolist(), strict=True):

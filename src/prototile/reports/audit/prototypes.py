@@ -86,7 +86,7 @@ def sweep(audits: Sequence[PrototypeAudit], kinds: Sequence[str], names: Sequenc
         svg.chart(
             [svg.Line(line, kind) for line, kind in zip(shares, kinds, strict=True)],
             svg.Axis(min(steps), max(steps), svg.power_ticks(min(steps), max(steps)), "ε, cosine distance", log=True),
-            svg.Axis(floor, 104, ticks, "M / K, %", log=log),
+            svg.Axis(floor, 180 if log else 112, ticks, "M / K, %", log=log),
             title="Unique prototypes as a share of all, over the distance below which two count as one",
             uprights=[svg.Rule(epsilon, f"ε = {epsilon:g}") for epsilon in sorted(used)],
             points=points,

@@ -19,6 +19,7 @@ from prototile.reports.audit.browsing import Album, Browser
 from prototile.reports.audit.epochs import Epoch
 from prototile.reports.audit.figure import Figure
 from prototile.reports.audit.pictures import Pictures, Sheet
+from prototile.reports.audit.prototypes import Share
 
 ANSWERS = {"problem": "needs attention", "note": "worth knowing", "fine": "fine"}
 
@@ -32,7 +33,7 @@ class Head:
     prototypes: PrototypeAudit | None
     clusters: ClusterAudit | None
     figures: tuple[Figure, ...]
-    shares: tuple[prototypes.Share, ...]
+    shares: tuple[Share, ...]
     tiles: Markup | None
     cluster_figures: tuple[Figure, ...]
     browser: Browser | None

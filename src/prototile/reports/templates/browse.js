@@ -14,6 +14,13 @@
     return made;
   };
 
+  const small = (x) => {
+    if (x === null) return "–";
+    if (x === 0 || x >= 1e-3) return String(x);
+    const [mantissa, power] = x.toExponential().split("e");
+    return `${mantissa} × 10${[...String(Number(power))].map((sign) => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(sign)]).join("")}`;
+  };
+
   const browse = (section, b) => {
     const form = section.querySelector("form"), said = section.querySelector("output");
     const groups = section.querySelector(".groups"), pager = section.querySelector(".pager");
@@ -75,7 +82,7 @@
         made.append(line([count(b.size[i])], b.size[i] === 1 ? " image" : " images", `, ${times.toPrecision(2)} times the mean`));
       }
       if (b.majority && b.majority[i] >= 0) made.append(line([b.classes[b.majority[i]]], `, ${Math.round(100 * b.purity[i])} % of them`));
-      if (b.prototypes > 1) made.append(line("nearest: ", [String(b.closest[i])], ` at ${b.nearest[i]}`));
+      if (b.prototypes > 1) made.append(line("nearest: ", [String(b.closest[i])], ` at ${small(b.nearest[i])}`));
       if (b.norm) made.append(line("norm ", [String(b.norm[i])]));
       if (copies > 1 && b.owners) {
         const same = make("details"), numbers = make("p");
