@@ -51,7 +51,7 @@ def weights(prototypes: int, groups: int, centres: torch.Tensor, seed: int = 0, 
     """Groups of a long tail of sizes around unit vectors, in random order."""
     generator = torch.Generator().manual_seed(seed)
     shares = torch.arange(1, groups + 1, dtype=torch.float64) ** -0.8
-    extra = torch.multinomial(shares, prototypes - groups, replacement=True, generator=generator)
+    extra = torch.multinomial(shares, prototypes, replacement=True, generator=generator)[: prototypes - groups]
     owner = torch.cat([torch.arange(groups), extra])[torch.randperm(prototypes, generator=generator)]
     noise = torch.randn(prototypes, centres.shape[1], generator=generator)
     return normalize(centres[owner] + jitter * normalize(noise))

@@ -3,51 +3,18 @@
 import html
 import json
 import re
-import shutil
-import subprocess
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import pytest
 
 import demo_cases
+from browser import look
+from markup import Tree
 from prototile.reports import demo_words
 from prototile.reports.demo import page
 from prototile.reports.demo_result import Spread, thrown
 
 SECTIONS = {"verdict", "curves", "tiles", "watch", "sizes", "numbers", "clusters", "neighbors", "prices", "limits"}
-VOID = {"meta", "link", "img", "input", "br"}
-
-
-class Tree(HTMLParser):
-    """Text, ids and addresses of a page; an error where tags do not nest."""
-
-    def __init__(self, source: str):
-        super().__init__()
-        self.open, self.ids, self.addresses, self.texts = [], [], [], []
-        self.feed(source)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        attributes = dict(attrs)
-        self.ids += [attributes["id"]] if "id" in attributes else []
-        self.addresses += [attributes[name] for name in ("src", "href") if name in attributes]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        pass
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] not in ("style", "script"):
-            self.texts.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.texts).split())
 
 
 def finding(result, name):
@@ -187,49 +154,17 @@ def test_the_result_is_json():
     assert len(read["runs"]) == 8
 
 
-def browser() -> str:
-    found = shutil.which("chromium") or shutil.which("chromium-browser")
-    if found is None:
-        pytest.skip("no chromium on this machine")
-    return found
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1280])
 def test_in_a_browser(tmp_path, width):
-    """No errors, nothing wider than the screen, all figures have a size. A script of the test's own reports them."""
-    probe = """<script>
-    const errors = [];
-    window.addEventListener("error", (event) => errors.push(event.message));
-    document.addEventListener("securitypolicyviolation", (event) => errors.push(event.violatedDirective));
-    window.addEventListener("load", () => {
-      const band = document.querySelector(".band");
+    """No errors, nothing wider than the screen, all figures have a size, one can be hovered."""
+    hover = """
+      const band = document.querySelector(".band"), tip = document.getElementById("tip");
       const box = band.getBoundingClientRect();
       band.dispatchEvent(new PointerEvent("pointermove", { bubbles: true, clientX: box.x + 1, clientY: box.y + 1 }));
-      const tip = document.getElementById("tip");
-      const flat = [...document.querySelectorAll("main svg")].filter((svg) => svg.getBoundingClientRect().height < 50);
-      const seen = { errors, tip: tip.hidden ? "" : tip.textContent, flat: flat.length,
-        wide: document.documentElement.scrollWidth - document.documentElement.clientWidth,
-        broken: [...document.images].filter((image) => !image.complete || !image.naturalWidth).length };
-      document.title = "PROBE" + JSON.stringify(seen) + "END";
-    });
-    </script></head>"""
-    file = tmp_path / "page.html"
-    file.write_text(page(demo_cases.result()).replace("</head>", probe, 1))
-    options = (
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        f"--window-size={width},900",
-        "--virtual-time-budget=3000",
-    )
-    done = subprocess.run(
-        [browser(), *options, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", file.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    seen = json.loads(html.unescape(re.search("PROBE(.*?)END", done.stdout)[1]))
+      seen.tip = tip.hidden ? "" : tip.textContent;
+    """
+    seen = look(page(demo_cases.result()), tmp_path, width=width, script=hover)
     assert seen["errors"] == []
     assert seen["tip"].startswith("step 0")
     assert (seen["flat"], seen["wide"], seen["broken"]) == (0, 0, 0)
