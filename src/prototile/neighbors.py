@@ -36,16 +36,17 @@ def nearest(x: Float[Tensor, "k d"], *, block: int = _BLOCK) -> tuple[Int[Tensor
                 tile = torch.mm(x[rows], x[columns].T, out=scratch[: shape[0] * shape[1]].view(shape))
                 if row == column:
                     tile.fill_diagonal_(-torch.inf)
-                _improve(best, index, rows, tile, column)
+                improve_(best, index, rows, tile, column)
                 if row != column:
-                    _improve(best, index, columns, tile.T, row)
+                    improve_(best, index, columns, tile.T, row)
     return index, best
 
 
-def _improve(best: Tensor, index: Tensor, rows: slice, tile: Tensor, offset: int) -> None:
-    """Takes over the maxima of `tile`'s rows where they are larger; only there the position is looked up."""
+def improve_(best: Tensor, index: Tensor, rows: slice, tile: Tensor, offset: int) -> Float[Tensor, " n"]:
+    """Takes over the maxima of `tile`'s rows, which it gives, where they are larger; the position is looked up there."""
     top = tile.amax(1)
     improved = torch.nonzero(top > best[rows]).flatten()
     best[rows.start + improved] = top[improved]
     for part in improved.split(128):  # few at a time: their copy stays in cache
         index[rows.start + part] = tile[part].argmax(1) + offset
+    return top

@@ -8,7 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prototile.audit import cover as covering
+from prototile.audit import triangle
 from prototile.audit.cover import EPSILON, unique
+from prototile.audit.triangle import closeness
+from prototile.sphere import normalize
+
+EPSILONS = (1e-6, 0.005, 0.01, EPSILON, 0.1, 0.5)
 
 
 def collapsed(centres: int, k: int, dims: int, jitter: float) -> Tensor:
@@ -34,18 +39,63 @@ def plain(x: Tensor, epsilon: float, mode: str) -> tuple[list[int], list[int]]:
     return found, labels
 
 
+WAYS = (  # to look at the same pairs: sizes of tiles, of what is kept, of what is done at once
+    (triangle, {}),
+    (triangle, {"_BLOCK": 64, "_PAIRS": 200, "_LEAST": 4}),
+    (triangle, {"_BLOCK": 7, "_PAIRS": 8, "_LEAST": 1, "_FEW": 0.0}),
+    (triangle, {"_BLOCK": 33, "_FEW": 0.0, "_FEW_IN_A_ROW": 2}),
+    (triangle, {"_BLOCK": 33, "_FEW": 1.0, "_PAIRS": 8, "_LEAST": 2}),
+    (covering, {"_LEAST": 1, "_CANDIDATES": 3}),
+    (covering, {"_ROUNDS": 0}),
+    (covering, {"_ROUNDS": 1}),
+)
+
+
 @pytest.mark.parametrize("mode", ["degree", "index"])
 @pytest.mark.parametrize("jitter", [0.05, 0.11, 0.14, 0.2])
-@pytest.mark.parametrize("epsilon", [0.005, EPSILON])
-def test_equals_the_plain_rule_whatever_the_blocks(monkeypatch, mode, jitter, epsilon):
+def test_equals_the_plain_rule_whatever_the_way(monkeypatch, mode, jitter):
     x = collapsed(30, 150, 16, jitter) * torch.rand(150, 1).add(0.1)  # norms do not count
-    found, labels = plain(x, epsilon, mode)
-    for block, candidates in ((1024, 256), (7, 3), (64, 1)):
-        monkeypatch.setattr(covering, "_BLOCK", block)
-        monkeypatch.setattr(covering, "_CANDIDATES", candidates)
-        cover = unique(x, epsilon, mode=mode)
-        assert cover.representatives.tolist() == found
-        assert cover.labels.tolist() == labels
+    rules = {epsilon: plain(x, epsilon, mode) for epsilon in EPSILONS}
+    unit = normalize(x)
+    for module, settings in WAYS:
+        with monkeypatch.context() as patch:
+            for name, value in settings.items():
+                patch.setattr(module, name, value)
+            close = closeness(unit, EPSILONS)
+            for level, epsilon in enumerate(EPSILONS):
+                cover = covering.cover(unit, close, level, mode)
+                assert (cover.representatives.tolist(), cover.labels.tolist()) == rules[epsilon]
+            if mode == "index":  # from the tiles of candidates alone
+                cover = unique(x, EPSILON, mode=mode)
+                assert (cover.representatives.tolist(), cover.labels.tolist()) == rules[EPSILON]
+
+
+def test_a_few_huge_groups_and_many_small_ones(monkeypatch):
+    """Whose pairs are kept, and whose are not, decides nothing."""
+    monkeypatch.setattr(triangle, "_BLOCK", 100)
+    monkeypatch.setattr(triangle, "_PAIRS", 1)
+    monkeypatch.setattr(triangle, "_LEAST", 5)
+    shares = torch.arange(1, 80).double() ** -1.5
+    centres = F.normalize(torch.randn(79, 24), dim=1)
+    x = centres[torch.multinomial(shares, 700, True)] + 0.12 / 24**0.5 * torch.randn(700, 24)
+    unit = normalize(x)
+    close = closeness(unit, EPSILONS)
+    heavy = (close.pairs.complete <= EPSILONS.index(EPSILON)).double().mean()
+    assert 0.2 < heavy < 0.9, "both kinds are there"
+    for mode in ("degree", "index"):
+        for level, epsilon in enumerate(EPSILONS):
+            cover = covering.cover(unit, close, level, mode)
+            assert (cover.representatives.tolist(), cover.labels.tolist()) == plain(x, epsilon, mode)
+
+
+def test_a_chain_is_walked_from_its_first():
+    """Each covers the next alone: the order of indices decides, one after the other."""
+    angle = torch.arange(500) * 0.2  # 1 - cos .2 = .0199, 1 - cos .4 = .079
+    x = torch.stack([angle.cos(), angle.sin()], 1)[:31]
+    found, labels = plain(x, EPSILON, "index")
+    cover = unique(x, mode="index")
+    assert (cover.representatives.tolist(), cover.labels.tolist()) == (found, labels)
+    assert unique(x).representatives.tolist() == plain(x, EPSILON, "degree")[0]
 
 
 @pytest.mark.parametrize("mode", ["degree", "index"])

@@ -30,7 +30,7 @@ from prototile.audit.health import (
 )
 from prototile.audit.labels import LabelAudit
 from prototile.audit.maps import Map
-from prototile.audit.prototypes import PrototypeAudit
+from prototile.audit.prototypes import PrototypeAudit, audit_prototypes
 from prototile.audit.result import Audit
 from prototile.audit.verdict import Statement, Verdict, verdict
 
@@ -55,6 +55,7 @@ __all__ = [
     "Verdict",
     "Watch",
     "Window",
+    "audit_prototypes",
     "cluster_health",
     "diagnose",
     "embedding_health",

@@ -9,6 +9,7 @@ definition 4.1, https://arxiv.org/abs/2410.14060). The definition leaves open wh
 k prototypes, d dims, m representatives.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,14 +17,17 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from prototile.audit.triangle import BORDERLINE, Closeness, closeness
 from prototile.precision import no_autocast, no_tf32, wide
 from prototile.sphere import normalize
 
-EPSILON = 0.025  # cosine distance: 12.8 degrees (Govindarajan et al. 2024)
-BORDERLINE = 1e-6  # rounding of a float32 product may turn distances that lie as close to epsilon
+__all__ = ["BORDERLINE", "EPSILON", "Unique", "checked_directions", "cover", "unique"]
 
-_BLOCK = 1024  # 4 MiB of float32 products at a time
-_CANDIDATES = 256  # representatives that are compared with all others at a time
+EPSILON = 0.025  # cosine distance: 12.8 degrees (Govindarajan et al. 2024)
+
+_LEAST, _CANDIDATES = 16, 256  # representatives that are compared with all others at a time
+_NUMBERS = 2**24  # products that they may make
+_ROUNDS = 64
 
 Mode = Literal["degree", "index"]
 
@@ -80,77 +84,93 @@ def unique(directions: Float[Tensor, "k d"], epsilon: float = EPSILON, *, mode: 
     `mode="degree"` walks prototypes from the one that covers most down to the one that covers fewest (the lower index
     first, among equals), so that the order of rows decides among equals only. What is not covered yet becomes a
     representative and takes all it covers that nobody took before. It costs K^2 D / 2 multiply-adds for the degrees and
-    at most as much again where nearly all prototypes have a twin: K = 16,384 of 256 dims take seconds on two cores,
-    65,536 about a minute.
+    little beyond: K = 16,384 of 256 dims take seconds on two cores, 65,536 less than a minute.
 
     `mode="index"` walks in the order of rows: at most K^2 D / 2, far less where prototypes have collapsed. Where
     clusters are as wide as epsilon it finds more representatives, up to half.
 
     A row of zeros has no direction and stands for itself.
     """
-    _check(directions, epsilon, mode)
-    x = normalize(wide(directions.detach()))
-    alone, borderline = torch.zeros(len(x), dtype=torch.bool, device=x.device), None
-    order = torch.arange(len(x), device=x.device)
-    if mode == "degree":
-        degrees, borderline = _degrees(x, epsilon)
-        alone = degrees == 1
-        order = degrees.argsort(descending=True, stable=True)
-    owner = torch.where(alone, torch.arange(len(x), device=x.device), -1)  # who represents whom
-    _cover_(owner, x, order[~alone[order]], 1 - epsilon)
-    found = order[owner[order] == order]  # a representative is its own; in the order of the walk
-    part = torch.empty_like(order)
-    part[found] = torch.arange(len(found), device=x.device)
-    return Unique(epsilon, mode, part[owner].cpu(), found.cpu(), borderline)
-
-
-def _check(directions: Tensor, epsilon: float, mode: str) -> None:
-    if directions.ndim != 2 or 0 in directions.shape:
-        raise ValueError(f"prototypes must be a matrix, one a row, and at least one; got {tuple(directions.shape)}")
-    if not 0 < epsilon <= 2:
-        raise ValueError(f"epsilon is a cosine distance between 0 and 2 (the paper's: {EPSILON}), got {epsilon}")
     if mode not in ("degree", "index"):
         raise ValueError(f"mode must be 'degree' or 'index', got {mode!r}")
+    x = checked_directions(directions, (epsilon,))
+    if mode == "degree":
+        return cover(x, closeness(x, (epsilon,)), 0, mode)
+    owner, order = torch.full((len(x),), -1, device=x.device), torch.arange(len(x), device=x.device)
+    _walk_(owner, x, order, len(x), 1 - epsilon)
+    return _as_unique(owner, order, epsilon, mode, None)
+
+
+def checked_directions(directions: Tensor, epsilons: Sequence[float]) -> Float[Tensor, "k d"]:
+    """The prototypes as unit vectors, or an error that says what is wrong with them."""
+    if directions.ndim != 2 or 0 in directions.shape:
+        raise ValueError(f"prototypes must be a matrix, one a row, and at least one; got {tuple(directions.shape)}")
+    for epsilon in epsilons:
+        if not 0 < epsilon <= 2:
+            raise ValueError(f"epsilon is a cosine distance between 0 and 2 (the paper's: {EPSILON}), got {epsilon}")
     if not bool(directions.isfinite().all()):
         bad = int((~directions.isfinite()).any(1).nonzero()[0])
         raise ValueError(f"prototype {bad} is not finite (NaN or infinity): the run that made it has diverged")
+    return normalize(wide(directions.detach()))
 
 
-def _degrees(x: Float[Tensor, "k d"], epsilon: float) -> tuple[Int[Tensor, " k"], int]:
-    """How many each row covers, itself included, and the number of borderline pairs."""
-    degrees = torch.ones(len(x), dtype=torch.long, device=x.device)
-    borderline = torch.zeros((), dtype=torch.long, device=x.device)
-    for row in range(0, len(x), _BLOCK):
-        rows = slice(row, row + _BLOCK)
-        for column in range(row, len(x), _BLOCK):
-            columns = slice(column, column + _BLOCK)
-            cosines = x[rows] @ x[columns].T
-            if row == column:
-                cosines.fill_diagonal_(-torch.inf)
-            if float(cosines.max()) <= 1 - epsilon - BORDERLINE:
-                continue  # most tiles of a healthy run
-            covered = cosines > 1 - epsilon
-            pairs = ((cosines - (1 - epsilon)).abs() < BORDERLINE).sum()
-            degrees[rows] += covered.sum(1)
-            if row != column:
-                degrees[columns] += covered.sum(0)
-            borderline += pairs // 2 if row == column else pairs
-    return degrees, int(borderline)
+def cover(x: Float[Tensor, "k d"], close: Closeness, level: int, mode: Mode) -> Unique:
+    """The cover at one of the epsilons for which all pairs have been looked at.
+
+    Few rows cover many: those are compared with all others again, when it is their turn. The others' pairs are there.
+    """
+    epsilon, device = close.epsilons[level], x.device
+    everyone, degrees = torch.arange(len(x), device=device), close.degrees[level]
+    owner = torch.where(degrees == 1, everyone, -1)
+    source, target = close.pairs.at(level)
+    heavy = close.pairs.complete <= level
+    if mode == "degree":
+        order = degrees.argsort(descending=True, stable=True)
+        heavy = degrees >= degrees[heavy].min() if bool(heavy.any()) else heavy  # all that come before one, too
+    else:
+        order = everyone
+        heavy = _reaching(heavy, source, target)
+    walked = order[heavy[order]]
+    _walk_(owner, x, torch.cat([walked, order[~heavy[order] & (owner[order] < 0)]]), len(walked), 1 - epsilon)
+    rank = torch.empty_like(everyone)
+    rank[order] = everyone
+    _settle_(owner, rank, order, source, target)
+    return _as_unique(owner, order, epsilon, mode, close.borderline[level])
 
 
-def _cover_(owner: Int[Tensor, " k"], x: Float[Tensor, "k d"], order: Int[Tensor, " n"], threshold: float) -> None:
-    """Walks `order`; candidates are compared with all that are still free at once, then taken one after the other."""
-    free = order
-    while len(free):
-        candidates = free[:_CANDIDATES]
-        covers = x[candidates] @ x[free].T > threshold
-        chosen = _first_come(covers[:, : len(candidates)])
-        covers = covers[chosen]
+def _as_unique(owner: Tensor, order: Tensor, epsilon: float, mode: Mode, borderline: int | None) -> Unique:
+    found = order[owner[order] == order]  # a representative is its own; in the order of the walk
+    part = torch.empty_like(order)
+    part[found] = torch.arange(len(found), device=order.device)
+    return Unique(epsilon, mode, part[owner].cpu(), found.cpu(), borderline)
+
+
+def _reaching(heavy: Tensor, source: Tensor, target: Tensor) -> Tensor:
+    """The heavy rows, and all that chains of pairs lead from to one."""
+    reached, before = heavy.clone(), -1
+    while before != (now := int(reached.sum())):
+        reached[source[reached[target]]] = True
+        before = now
+    return reached
+
+
+def _walk_(
+    owner: Int[Tensor, " k"], x: Float[Tensor, "k d"], free: Int[Tensor, " n"], walked: int, threshold: float
+) -> None:
+    """Takes the first `walked` of those that are `free`, in order, as long as they are, as candidates.
+
+    Candidates are compared with each other; those that none before them covers, with all that are still free.
+    """
+    while walked:
+        candidates = free[: min(walked, max(_LEAST, min(_CANDIDATES, _NUMBERS // len(free))))]
+        chosen = _first_come(x[candidates] @ x[candidates].T > threshold)
+        covers = x[candidates[chosen]] @ x[free].T > threshold
         taken = covers.any(0)
         taken[chosen] = True
         first = covers.to(torch.uint8).argmax(0)  # the first among equals
         first[chosen] = torch.arange(len(chosen), device=x.device)
         owner[free[taken]] = candidates[chosen][first[taken]]
+        walked -= int(taken[:walked].sum())
         free = free[~taken]
 
 
@@ -164,3 +184,53 @@ def _first_come(covers: Bool[Tensor, "n n"]) -> Int[Tensor, " m"]:
             chosen.append(i)
             covered |= row
     return torch.tensor(chosen, device=covers.device)
+
+
+def _settle_(
+    owner: Int[Tensor, " k"],
+    rank: Int[Tensor, " k"],
+    order: Int[Tensor, " k"],
+    source: Int[Tensor, " p"],
+    target: Int[Tensor, " p"],
+) -> None:
+    """The same walk over all that is free, from its pairs: many at a time.
+
+    Who has no free neighbour before it becomes a representative, its neighbours are covered, and so on; each of them
+    belongs to the first representative beside it.
+    """
+    undecided = owner < 0
+    chosen = torch.zeros_like(undecided)
+    wanted = undecided[source] & undecided[target]
+    source, target = source[wanted], target[wanted]
+    open_source, open_target = source, target
+    for _ in range(_ROUNDS):
+        if not len(open_source):
+            break
+        blocked = torch.zeros_like(undecided)
+        blocked[open_target[rank[open_source] < rank[open_target]]] = True
+        new = undecided & ~blocked
+        chosen |= new
+        undecided &= ~new
+        undecided[open_target[new[open_source]]] = False
+        wanted = undecided[open_source] & undecided[open_target]
+        open_source, open_target = open_source[wanted], open_target[wanted]
+    chosen |= _one_by_one(undecided, rank, order, open_source, open_target) if len(open_source) else undecided
+    first = torch.full_like(rank, len(rank))
+    pairs = chosen[source] & ~chosen[target]
+    first.scatter_reduce_(0, target[pairs], rank[source[pairs]], "amin")
+    owner[chosen] = chosen.nonzero().flatten()
+    covered = (first < len(rank)).nonzero().flatten()
+    owner[covered] = order[first[covered]]
+
+
+def _one_by_one(undecided: Tensor, rank: Tensor, order: Tensor, source: Tensor, target: Tensor) -> Tensor:
+    """Representatives among the undecided, in order: for long chains, of which each round decides the first only."""
+    by_rank = torch.argsort(rank[source])
+    starts = torch.searchsorted(rank[source[by_rank]], torch.arange(len(rank) + 1, device=rank.device)).tolist()
+    targets, free = target[by_rank].cpu().numpy(), undecided.cpu().numpy().copy()
+    chosen = torch.zeros_like(undecided, device="cpu").numpy()
+    for position, i in enumerate(order.tolist()):
+        if free[i]:
+            chosen[i] = True
+            free[targets[starts[position] : starts[position + 1]]] = False
+    return torch.from_numpy(chosen).to(undecided.device)

@@ -145,6 +145,23 @@ class Window:
         mass = self._sums[:, 1].sum(0)
         return mass / mass.sum().clamp(min=1)
 
+    def summary(self, prior: Float[Tensor, " k"]) -> dict[str, Any]:
+        """How these targets spread over prototypes, under the names that `ClusterAudit` gives such numbers."""
+        counts, marginal, pi = self.counts, self.marginal, prior.detach().to("cpu", torch.float64)
+        rows, k = int(counts.sum()), len(counts)
+        entropy = float(-torch.xlogy(marginal, marginal).sum())
+        return {
+            "images": rows,
+            "prototypes": k,
+            "empty": int((counts == 0).sum()),
+            "empty_by_chance": k * (1 - 1 / k) ** rows,
+            "largest": float(counts.max()) * k / max(rows, 1),
+            "marginal_entropy": entropy,
+            "effective": math.exp(entropy),
+            "distance_to_prior": _distance(marginal, pi),
+            "sizes": counts.long().tolist(),
+        }
+
     def state_dict(self) -> dict[str, Tensor]:
         return {"sums": self._sums.clone()}
 

@@ -40,8 +40,9 @@ class Histogram:
 
 
 def quantiles(x: Float[Tensor, " n"]) -> dict[str, float | None]:
-    """The least and greatest number, the median and the quarters, and the mean; null where there are none."""
+    """The least and greatest finite number, median, quarters and mean; null where there are none."""
     numbers = x.detach().double().cpu().numpy()
+    numbers = numbers[np.isfinite(numbers)]
     names = ("min", "lower quarter", "median", "upper quarter", "max")
     if not len(numbers):
         return dict.fromkeys((*names, "mean"), None)

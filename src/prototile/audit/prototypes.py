@@ -6,6 +6,7 @@ k prototypes, d dims, m unique ones.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,12 +14,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from prototile.audit.cover import EPSILON, Unique, unique
+from prototile.audit.cover import EPSILON, Unique, checked_directions, cover
 from prototile.audit.plain import Histogram, plain, quantiles
-
-__all__ = ["EPSILON", "SWEEP", "Group", "PrototypeAudit", "Unique", "unique"]
+from prototile.audit.spectrum import chunks, effective_rank, singular_values
+from prototile.audit.triangle import closeness
+from prototile.precision import no_autocast, no_tf32, wide
 
 SWEEP = (0.001, 0.005, 0.01, EPSILON, 0.05, 0.1, 0.2, 0.5)
+DUPLICATE = 1e-6  # cosine distance below which float32 products cannot tell two directions apart
+
+_ROWS = 4096  # of which differences are held at a time
 
 
 @dataclass(frozen=True)
@@ -115,3 +120,65 @@ class PrototypeAudit:
             f"{self.count:,} of {self.prototypes:,} prototypes are unique ({self.share:.1%}), "
             f"effective rank {self.effective_rank:.1f} of {self.dims:,} dims"
         )
+
+
+@torch.no_grad()
+@no_autocast
+@no_tf32
+def audit_prototypes(
+    weights: Float[Tensor, "k d"],
+    epsilon: float = EPSILON,
+    *,
+    epsilons: Sequence[float] = SWEEP,
+    temperature: float | None = None,
+) -> PrototypeAudit:
+    """All numbers of one layer of prototypes, from one look at all pairs: K^2 D / 2 multiply-adds, and little beyond.
+
+    `weights` have the norms that the method gives them. M is that of `unique(weights, epsilon)`, and so at every
+    epsilon of the sweep.
+    """
+    x = checked_directions(weights, (epsilon, *epsilons))
+    levels = tuple(sorted({DUPLICATE, epsilon, *epsilons}))
+    close = closeness(x, levels, neighbors=True)
+    assert close.nearest is not None
+    found = cover(x, close, levels.index(epsilon), "degree")
+    in_order = cover(x, close, levels.index(epsilon), "index").count
+    counts = {epsilon: found.count}
+    for other in sorted(set(epsilons) - {epsilon}):
+        degrees = close.degrees[levels.index(other)]
+        same = [known for known in counts if torch.equal(close.degrees[levels.index(known)], degrees)]  # the same pairs
+        counts[other] = counts[same[0]] if same else cover(x, close, levels.index(other), "degree").count
+    return PrototypeAudit(
+        prototypes=len(x),
+        dims=x.shape[1],
+        unique=found,
+        in_order=in_order,
+        sweep=tuple(sorted((e, counts[e]) for e in {*epsilons})),
+        nearest=_distances(x, close.nearest),
+        nearest_index=close.nearest.cpu(),
+        duplicates=int((close.degrees[levels.index(DUPLICATE)].long() - 1).sum()) // 2,
+        effective_rank=effective_rank(singular_values(_products(x))),
+        norms=torch.linalg.vector_norm(wide(weights.detach()), dim=1).cpu(),
+        temperature=temperature,
+    )
+
+
+def _distances(x: Float[Tensor, "k d"], nearest: Int[Tensor, " k"]) -> Float[Tensor, " k"]:
+    """Cosine distances to these rows, exact where they are tiny; infinite where there is no other row."""
+    if len(x) < 2:
+        return torch.full((len(x),), torch.inf)
+    found = []
+    for rows in torch.arange(len(x), device=x.device).split(_ROWS):
+        pair = [x[index].double() for index in (rows, nearest[rows])]
+        norms = [torch.linalg.vector_norm(side, dim=1, keepdim=True) for side in pair]
+        a, b = (side / norm.clamp(min=1e-12) for side, norm in zip(pair, norms, strict=True))
+        directed = (norms[0] > 0) & (norms[1] > 0)  # a row of zeros has a cosine of 0 to all
+        found.append(torch.where(directed[:, 0], (a - b).square().sum(1) / 2, 1.0))
+    return torch.cat(found).float().cpu()
+
+
+def _products(x: Float[Tensor, "k d"]) -> Float[Tensor, "d d"]:
+    total = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
+    for part in chunks(x):
+        total.addmm_(part.T, part)
+    return total.cpu()
