@@ -204,7 +204,7 @@ def test_without_a_mask_token_there_is_no_parameter():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": "huge"}, "size must be one of tiny, small, base, large, got 'huge'"),
+        ({"size": "vast"}, "size must be one of tiny, small, base, large, huge, giant, got 'vast'"),
         ({"patch": 16, "image_size": 100}, "got patch 16 and image_size 100"),
         ({"dims": 50, "heads": 3}, "3 heads do not divide 50 dims"),
         ({"resize": "bilinear"}, "resize must be one of dino, msn, timm, got 'bilinear'"),

@@ -10,14 +10,16 @@
 
 A ViT takes masks (with `mask_token=True`) and patches to keep, BEiT and Swin take masks, the others images alone. How
 a ViT's positions come to other sizes is in `positions.py`. Backbones start untrained; `Decoder` is what MAE puts behind
-one.
+one. `as_timm` gives one in timm's own terms. `Readout` says what of it an evaluation takes.
 """
 
+from prototile.backbones.as_timm import Timm, as_timm
 from prototile.backbones.backbone import Backbone
 from prototile.backbones.beit import BEiT, beit
 from prototile.backbones.decoder import Decoder
 from prototile.backbones.other import Pooled, timm_model
 from prototile.backbones.positions import sincos
+from prototile.backbones.readout import Readout
 from prototile.backbones.resnet import ResNet, resnet
 from prototile.backbones.swin import Swin, swin
 from prototile.backbones.vit import ViT, vit
@@ -27,9 +29,12 @@ __all__ = [
     "Backbone",
     "Decoder",
     "Pooled",
+    "Readout",
     "ResNet",
     "Swin",
+    "Timm",
     "ViT",
+    "as_timm",
     "beit",
     "resnet",
     "sincos",

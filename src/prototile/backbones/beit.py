@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from prototile.backbones import transformer
 from prototile.backbones.backbone import Backbone
-from prototile.backbones.vit import SHAPES, Shape, check_heads
+from prototile.backbones.vit import SHAPES, Pool, Shape, check_heads, check_pool
 from prototile.types import Features
 
 
@@ -29,6 +29,8 @@ def beit(
     attention_drop: float = 0.05,
     layer_scale: float | None = 1e-4,
     mask_token: bool = True,
+    shared_bias: bool = True,
+    pool: Pool = "cls",
     checkpointing: bool = False,
     dims: int | None = None,
     depth: int | None = None,
@@ -36,11 +38,15 @@ def beit(
 ) -> "BEiT":
     """The network of data2vec (Baevski et al. 2022, https://arxiv.org/abs/2202.03555): a bias by relative position, one
     for all blocks, no bias of keys, LayerScale. `dims`, `depth` and `heads` are those of `size` where not given.
+
+    After fine-tuning each block has a bias of its own (`shared_bias=False`), and pooled features are the final norm of
+    the patches' mean (`pool="mean"`).
     """
     shape = transformer.chosen(SHAPES, size)
     shape = Shape(dims or shape.dims, depth or shape.depth, heads or shape.heads)
     transformer.check_side(image_size, patch)
     check_heads(shape)
+    check_pool(pool)
     network = Beit(
         img_size=image_size,
         patch_size=patch,
@@ -55,26 +61,29 @@ def beit(
         norm_layer=transformer.LAYER_NORM,
         init_values=layer_scale,
         use_abs_pos_emb=False,
-        use_shared_rel_pos_bias=True,
+        use_shared_rel_pos_bias=shared_bias,
+        use_rel_pos_bias=not shared_bias,
     )
-    backbone = BEiT(network, mask_token=mask_token, checkpointing=checkpointing)
+    backbone = BEiT(network, mask_token=mask_token, pool=pool, checkpointing=checkpointing)
     _initialize(backbone)
     return backbone
 
 
 class BEiT(Backbone):
-    """timm's `Beit` with one relative position bias as a backbone; pooled features are the class token.
+    """timm's `Beit` with relative position biases as a backbone; pooled features are the class token.
 
     `beit` is the network under timm's own names. timm's ready models have a bias in every block: copy
     `rel_pos_bias.relative_position_bias_table` to each `blocks.{i}.attn` for them. Views are of one size, and masked,
     never cut down to some patches.
     """
 
-    def __init__(self, beit: Beit, *, mask_token: bool = True, checkpointing: bool = False):
+    def __init__(self, beit: Beit, *, mask_token: bool = True, pool: Pool = "cls", checkpointing: bool = False):
         super().__init__()
+        check_pool(pool)
         self.beit = beit
         self.mask_token = transformer.new_token(beit.embed_dim) if mask_token else None
         self.dims, self.patch = beit.embed_dim, beit.patch_embed.proj.kernel_size[0]
+        self.pool: Pool = pool
         self.checkpointing = checkpointing
 
     def forward(
@@ -90,22 +99,21 @@ class BEiT(Backbone):
         transformer.check_blocks(blocks, depth)
         self._check(images, keep)
         tokens = transformer.masked(network.patch_embed(images), mask, self.mask_token)
-        tokens = torch.cat([network.cls_token.expand(len(images), -1, -1), tokens], dim=1)
-        assert network.rel_pos_bias is not None
-        bias = network.rel_pos_bias()
+        tokens = torch.cat([network.cls_token.expand(images.shape[0], -1, -1), tokens], dim=1)
+        bias = None if network.rel_pos_bias is None else network.rel_pos_bias()
         steps = [partial(block, shared_rel_pos_bias=bias) for block in network.blocks]
         checkpointing = self.checkpointing and self.training
         tokens, after = transformer.run(steps, tokens, skip=depth - blocks, checkpointing=checkpointing)
+        mean = None if self.pool == "cls" else network.norm(tokens[:, 1:].mean(1))
         tokens = network.norm(tokens)
-        return Features(tokens[:, 0], tokens[:, 0], tokens[:, 1:], tuple(after))
+        return Features(tokens[:, 0] if mean is None else mean, tokens[:, 0], tokens[:, 1:], tuple(after))
 
     def _check(self, images: Float[Tensor, "n c h w"], keep: Int[Tensor, "n m"] | None) -> None:
         if keep is not None:
             raise ValueError("BEiT sees all patches: give it a mask instead of patches to keep, or take a ViT")
         assert self.patch is not None
-        assert self.beit.rel_pos_bias is not None
         height, width = transformer.grid_of(images, self.beit.in_chans, self.patch)
-        rows, columns = self.beit.rel_pos_bias.window_size
+        rows, columns = self.beit.patch_embed.grid_size
         if (height, width) != (rows, columns):
             raise ValueError(
                 f"images have {height} x {width} patches and BEiT's positions are for {rows} x {columns}: "
@@ -120,8 +128,8 @@ class BEiT(Backbone):
     def layers(self) -> Sequence[nn.Module]:
         network = self.beit
         *blocks, last = network.blocks
-        assert network.rel_pos_bias is not None
-        embedding = nn.ModuleList([network.patch_embed, network.rel_pos_bias, nn.ParameterList(self._tokens)])
+        shared = [] if network.rel_pos_bias is None else [network.rel_pos_bias]
+        embedding = nn.ModuleList([network.patch_embed, *shared, nn.ParameterList(self._tokens)])
         return [embedding, *blocks, nn.ModuleList([last, network.norm])]
 
     def keep_all_paths_(self) -> None:

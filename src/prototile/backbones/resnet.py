@@ -4,7 +4,7 @@ n images, c channels, h w pixels, d dims.
 """
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import timm
 from jaxtyping import Bool, Float, Int
@@ -14,36 +14,75 @@ from torch import Tensor, nn
 from prototile.backbones.backbone import Backbone
 from prototile.types import Features
 
-Name = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
+Name = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet200"]
+Stem = Literal["imagenet", "cifar", "padded"]
+_WIDTH = 64  # channels of the stem
 
 
 def resnet(
     name: Name = "resnet50",
     *,
-    stem: Literal["imagenet", "cifar"] = "imagenet",
+    stem: Stem = "imagenet",
     channels: int = 3,
+    width: int = 64,
     zero_init_last: bool = False,
 ) -> "ResNet":
-    """A residual network. The stem for small images is a 3 x 3 convolution of stride 1 without pooling.
+    """A residual network. The stem for small images is a 3 x 3 convolution of stride 1 without pooling; "padded", it
+    adds a border of 2 pixels instead of 1, as solo-learn's does. `width` is the stem's number of channels, to which all
+    others are in proportion: 128 are SwAV's and VICReg's networks of double width.
 
     `zero_init_last` starts each residual branch at zero, by its last batch norm (SimCLR, VICReg, Barlow Twins,
     SimSiam).
     """
     if name not in get_args(Name):
         raise ValueError(f"name must be one of {', '.join(get_args(Name))}, got {name!r}; timm_model() builds others")
-    if stem not in ("imagenet", "cifar"):
-        raise ValueError(f"stem must be 'imagenet' or 'cifar', got {stem!r}")
-    network = timm.create_model(name, num_classes=0, in_chans=channels, zero_init_last=zero_init_last)
+    if stem not in get_args(Stem):
+        raise ValueError(f"stem must be one of {', '.join(get_args(Stem))}, got {stem!r}")
+    if width < 1:
+        raise ValueError(f"width must be at least 1, got {width}")
+    stages: dict[str, Any] = {} if width == _WIDTH else {"channels": tuple(width * 2**i for i in range(4))}
+    network = timm.create_model(name, num_classes=0, in_chans=channels, zero_init_last=zero_init_last, **stages)
     assert isinstance(network, networks.ResNet)
-    if stem == "cifar":
-        network.conv1 = nn.Conv2d(channels, 64, kernel_size=3, stride=1, padding=1, bias=False)
-        nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+    if width != _WIDTH:
+        network.conv1, network.bn1 = _convolution(channels, width, 7, stride=2, padding=3), nn.BatchNorm2d(width)
+        network.get_submodule("layer1")[0] = _first_block(network, width)  # type: ignore[index]
+        if zero_init_last:
+            nn.init.zeros_(_last_norm(network).weight)
+    if stem != "imagenet":
+        network.conv1 = _convolution(channels, width, 3, stride=1, padding=1 if stem == "cifar" else 2)
         network.maxpool = nn.Identity()
     return ResNet(network)
 
 
+def _convolution(inputs: int, outputs: int, side: int, *, stride: int = 1, padding: int = 0) -> nn.Conv2d:
+    convolution = nn.Conv2d(inputs, outputs, side, stride=stride, padding=padding, bias=False)
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    return convolution
+
+
+def _first_block(network: networks.ResNet, width: int) -> nn.Module:
+    """The first block of a network that is not 64 channels wide, which timm has fitted to a stem of 64."""
+    kind = type(network.get_submodule("layer1.0"))
+    assert kind in (networks.BasicBlock, networks.Bottleneck)
+    outputs = width * kind.expansion
+    wider = nn.Sequential(_convolution(width, outputs, 1), nn.BatchNorm2d(outputs)) if outputs != width else None
+    block = kind(width, width, downsample=wider)
+    for part in block.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+    return block
+
+
+def _last_norm(network: networks.ResNet) -> nn.BatchNorm2d:
+    """The last batch norm of the first block."""
+    return [part for part in network.get_submodule("layer1.0").children() if isinstance(part, nn.BatchNorm2d)][-1]
+
+
 class ResNet(Backbone):
-    """timm's `ResNet` as a backbone, under timm's own names in `resnet`; pooled features are the mean over space."""
+    """timm's `ResNet` as a backbone, under timm's own names in `resnet`; pooled features are the mean over space.
+
+    `regions` is the last map before that.
+    """
 
     def __init__(self, resnet: networks.ResNet):
         super().__init__()
@@ -61,6 +100,10 @@ class ResNet(Backbone):
     ) -> Features:
         check_images_only("a ResNet", keep, mask, blocks)
         return Features(self.resnet(images))
+
+    def regions(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d rows columns"]:
+        """The last stage's map, whose mean over space are the features."""
+        return self.resnet.forward_features(images)
 
     @property
     def layers(self) -> Sequence[nn.Module]:

@@ -116,14 +116,19 @@ def _fill(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None
     network.load_state_dict(dict(weights))
 
 
-def _prototypes(method: Method) -> dict[str, Tensor]:
-    """Directions and gains of the student's prototypes by kind of token, shared ones once."""
-    found: dict[str, Tensor] = {}
+def prototypes_of(method: Method) -> dict[str, Prototypes]:
+    """The student's prototypes by kind of token, shared ones once; none of a method that has none."""
     part = method.roles.get("prototypes")
     layers = [] if part is None else [module for module in part.modules() if isinstance(module, Prototypes)]
     if len(layers) > len(KINDS):
         raise ValueError(f"there are {len(layers)} sets of prototypes, and names for {', '.join(KINDS)} only")
-    for kind, prototypes in zip(KINDS, layers, strict=False):
+    return dict(zip(KINDS, layers, strict=False))
+
+
+def _prototypes(method: Method) -> dict[str, Tensor]:
+    """Directions and gains by kind of token."""
+    found: dict[str, Tensor] = {}
+    for kind, prototypes in prototypes_of(method).items():
         found[f"{kind}.directions"] = _plain(prototypes.directions())
         if (gains := _gains(prototypes)) is not None:
             found[f"{kind}.gains"] = _plain(gains)

@@ -1,0 +1,112 @@
+"""Heads from their weights: an MLP from the numbers of its layers, prototypes from however they are kept."""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from prototile.checkpoints.foreign.filling import Misfit, State, count, listed, made, shape_of
+from prototile.heads import Prototypes
+
+Score = Literal["stored", "cosine"]
+
+WEIGHT_NORM = {  # both of torch's ways to keep a weight as length and direction
+    "weight_g": "gain",
+    "weight_v": "vectors",
+    "parametrizations.weight.original0": "gain",
+    "parametrizations.weight.original1": "vectors",
+    "weight": "vectors",
+    "layers.weight": "vectors",  # lightly before it had several
+    "": "vectors",  # a bare tensor
+    "bias": "bias",
+}
+_SEVERAL = r"^(?:prototypes|heads\.)?(\d+)\."  # DeepCluster-v2's, solo-learn's, lightly's
+_LAYERS = 20
+
+
+def mlp_of(state: State, activation: Callable[[], nn.Module], what: str, inputs: int | None) -> nn.Module:
+    """The MLP whose layers have these numbers; a number without weights is an activation.
+
+    `inputs` is what it must take, where that is known.
+    """
+    if set(state) <= {"weight", "bias"}:  # a single layer
+        state = {f"0.{name}": x for name, x in state.items()}
+    numbers = {int(match[1]) for name in state if (match := re.match(r"(\d{1,2})\.", name))}
+    stray = [name for name in state if not re.match(r"\d{1,2}\.", name)]
+    if stray or not numbers or max(numbers) >= _LAYERS:
+        raise Misfit(f"{what} is no MLP of numbered layers: {listed(stray) or 'no layers'}")
+    layers: list[Callable[[], nn.Module]] = []
+    width = inputs
+    for i in range(max(numbers) + 1):
+        if i not in numbers:
+            if not layers or layers[-1] is activation:
+                raise Misfit(f"{what} has no layer {i}, and none before it: an activation stands between two layers")
+            layers.append(activation)
+        elif f"{i}.running_mean" in state:
+            if width is None:
+                raise Misfit(f"{what} begins with batch norm {i}, of nobody knows what")
+            layers.append(partial(nn.BatchNorm1d, width, affine=f"{i}.weight" in state))
+        else:
+            outputs, given = shape_of(state, f"{i}.weight", 2)
+            if width is not None and given != width:
+                raise Misfit(f"{what}: layer {i} takes {given} dims and gets {width}")
+            layers.append(partial(nn.Linear, given, outputs, bias=f"{i}.bias" in state))
+            width = outputs
+    return made(lambda: nn.Sequential(*(layer() for layer in layers)), state, what)
+
+
+def width_of(module: nn.Module, otherwise: int | None) -> int | None:
+    """The dims that an MLP gives."""
+    widths = [part.out_features for part in module.modules() if isinstance(part, nn.Linear)]
+    return widths[-1] if widths else otherwise
+
+
+class Kept:
+    """Prototypes as a file has them, and what is added to their scores."""
+
+    def __init__(self, prototypes: Prototypes, bias: Float[Tensor, " k"] | None):
+        self.prototypes, self.bias = prototypes, bias
+
+
+def prototypes_of(state: State, score: Score, what: str, dims: int | None) -> list[Kept]:
+    """All sets of prototypes of a part; one, or several that are numbered."""
+    if any(re.match(_SEVERAL, name) for name in state):
+        number = count(state, _SEVERAL, f"sets of {what}", limit=50)
+        stray = [name for name in state if not re.match(_SEVERAL, name)]
+        if stray:
+            raise Misfit(f"{what} are several sets and more: {listed(stray)}")
+        groups: list[dict[str, Tensor]] = [{} for _ in range(number)]
+        for name, x in state.items():
+            match = re.match(_SEVERAL, name)
+            assert match is not None
+            groups[int(match[1])][name[match.end() :]] = x
+    else:
+        groups = [dict(state)]
+    return [_one(group, score, what, dims) for group in groups]
+
+
+def _one(state: State, score: Score, what: str, dims: int | None) -> Kept:
+    unknown = [name for name in state if name not in WEIGHT_NORM]
+    if unknown:
+        raise Misfit(f"{what} are kept in a way that is not known: {listed(unknown)}")
+    found = {WEIGHT_NORM[name]: x for name, x in state.items()}
+    if len(found) < len(state) or "vectors" not in found:
+        raise Misfit(f"{what} are kept twice, or not at all: {listed(state)}")
+    rows, width = shape_of(found, "vectors", 2)
+    if dims is not None and width != dims:
+        raise Misfit(f"{what} have {width} dims and the embeddings {dims}")
+    bias = found.pop("bias", None)
+    if bias is not None and bias.shape != (rows,):
+        raise Misfit(f"{what}: {len(bias)} biases for {rows} prototypes")
+    if "gain" in found and found["gain"].shape != (rows, 1):
+        raise Misfit(f"{what}: lengths and directions are of different numbers")
+    lengths = found.get("gain")
+    if lengths is not None and (score == "cosine" or bool((lengths == 1).all())):
+        del found["gain"]
+    gain = "learned" if "gain" in found else "free" if lengths is None and score == "stored" else "one"
+    build = partial(Prototypes, width, rows, gain=gain)
+    return Kept(made(build, found, what), None if bias is None else bias.to(torch.float32))

@@ -1,0 +1,28 @@
+"""Any checkpoint, of any project that is known, or of a run of one's own."""
+
+from pathlib import Path
+from typing import get_args
+
+from prototile.checkpoints.foreign import LAYOUTS
+from prototile.checkpoints.foreign.filling import Misfit
+from prototile.checkpoints.foreign.importing import imported
+from prototile.checkpoints.imported import Choice, Imported
+from prototile.checkpoints.reading import read
+
+_ROOM = 2**24  # bytes that weights may have beyond the file's: tensors under two names are stored once
+
+
+def load(path: str | Path, *, network: Choice = "evaluated") -> Imported:
+    """The network of a checkpoint that its project evaluates; or its teacher, or its student.
+
+    Nothing in the file is executed. Every key is used, or named in the layout's list of what is left out; otherwise
+    the file is refused with a ValueError.
+    """
+    if network not in get_args(Choice):
+        raise ValueError(f"network must be one of {', '.join(get_args(Choice))}, got {network!r}")
+    path = Path(path)
+    contents = read(path)
+    try:
+        return imported(contents, LAYOUTS, network, 2 * path.stat().st_size + _ROOM)
+    except Misfit as error:
+        raise ValueError(f"{path}: {error}") from error
