@@ -79,6 +79,8 @@ def _vit(backbone: ViT) -> str:
         dynamic_img_size=True,
         **({"global_pool": "avg", "fc_norm": True} if backbone.pool == "mean" else {}),
     )
+    if backbone.resize == "timm":
+        return call
     return (
         f"# other sizes than img_size: timm resizes positions its own way, this network by {backbone.resize!r}\n{call}"
     )
