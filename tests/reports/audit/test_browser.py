@@ -35,7 +35,7 @@ const twin = b.owners.findIndex((part, prototype) => b.representative[b.parts.in
 await type(form.elements.find, String(twin));
 const details = $("details", cards()[0]);
 details.open = true;
-await wait(50);
+await new Promise((done) => details.addEventListener("toggle", done, { once: true }));
 seen.twin = { found: first(), wanted: `prototype ${b.representative[b.parts.indexOf(b.owners[twin])]}`,
   listed: $("p", details).textContent.split(", ").includes(String(twin)) };
 await type(form.elements.find, b.classes[0]);
@@ -66,8 +66,9 @@ widths.push(width());
 key("0"); widths.push(width());
 seen.zoom = { open: large.open, focus: document.activeElement === stage, widths, inside: large.contains(tip),
   fits: large.scrollWidth <= large.clientWidth && large.getBoundingClientRect().right <= innerWidth };
+const closed = new Promise((done) => large.addEventListener("close", done, { once: true }));
 large.close();
-await wait(0);
+await closed;
 seen.closed = tip.parentElement === document.body;
 seen.enlarged = document.querySelectorAll(".enlarge").length === document.querySelectorAll("figure.plot").length;
 seen.hacked = [...document.querySelectorAll("main img")].some((image) => image.src.endsWith("/x"));
