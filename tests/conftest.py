@@ -17,7 +17,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--reference",
         type=Path,
-        default=Path(__file__).parent / "reference" / "losses",
+        default=Path(__file__).parent / "reference",
         help="directory of reference numbers for tests/parity (*.json beside *.safetensors)",
     )
 

@@ -49,13 +49,20 @@ class Case:
         return 1e-9, 1e-11
 
 
-def read_cases(folder: Path) -> list[Case]:
-    """All cases of a directory, or of its subdirectory `losses`."""
-    files = sorted(folder.glob("*.json")) or sorted((folder / "losses").glob("*.json"))
+def files_of(folder: Path, kind: str) -> list[Path]:
+    """The descriptions of one kind in a directory and in its subdirectories; `kind` is a word that each of them has:
+    "cases" for numbers of losses, "state_dicts" for checkpoints.
+    """
+    files = sorted(folder.glob("*.json")) or sorted(folder.glob("*/*.json"))
     if not files:
         raise FileNotFoundError(f"no reference numbers (*.json) in {folder}")
+    return [file for file in files if kind in json.loads(file.read_text())]
+
+
+def read_cases(folder: Path) -> list[Case]:
+    """All cases of losses in a directory."""
     cases = []
-    for file in files:
+    for file in files_of(folder, "cases"):
         tensors = load_file(file.with_suffix(".safetensors"))
         for case in json.loads(file.read_text())["cases"]:
             prefix = case["case"] + "."

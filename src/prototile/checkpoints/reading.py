@@ -11,16 +11,17 @@ omegaconf's settings) become a `StandIn`, whatever they are; any other refuses t
 """
 
 import _compat_pickle
+import contextlib
 import pickletools
 import struct
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch's files began before 1.6
@@ -108,13 +109,8 @@ def read(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is no ordinary file: copy its contents into one")
     try:
         contents = _read(path)
-    except (FileNotFoundError, PermissionError):
-        raise
     except Refused as error:
-        raise ValueError(f"{path} {error}") from None
-    except Exception as error:  # what is damaged may fail in any way
-        first = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise ValueError(f"{path} cannot be read: it is cut off, damaged, or no file of weights ({first})") from error
+        raise ValueError(f"{path} {error}") from error.__cause__
     if not isinstance(contents, dict):
         raise ValueError(
             f"{path} holds {type(contents).__name__} and no names of weights: save a state dict, "
@@ -125,6 +121,18 @@ def read(path: str | Path) -> dict[str, Any]:
 
 class Refused(Exception):
     """Why a file is not taken; its name is put before it."""
+
+
+@contextlib.contextmanager
+def _foreign() -> Iterator[None]:
+    """Around what others' code does with a file: where that is damaged, it may fail in any way."""
+    try:
+        yield
+    except (Refused, FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:
+        first = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise Refused(f"cannot be read: it is cut off, damaged, or no file of weights ({first})") from error
 
 
 def _read(path: Path) -> Any:
@@ -148,15 +156,12 @@ def _read(path: Path) -> Any:
 
 
 def _safetensors(path: Path) -> dict[str, Any]:
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not iterable itself
-    except SafetensorError as error:
-        raise Refused(f"is no whole file of safetensors ({error}): copy it again") from error
+    with _foreign(), safe_open(path, framework="pt", device="cpu") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not iterable itself
 
 
 def _zipped(path: Path) -> Any:
-    with zipfile.ZipFile(path) as archive:
+    with _foreign(), zipfile.ZipFile(path) as archive:
         records = archive.infolist()
         names = [record.filename for record in records]
         pickles = [name for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
@@ -189,18 +194,19 @@ def _legacy(path: Path, file: IO[bytes]) -> Any:
     return _load(path, found, mmap=False)
 
 
-def _globals(file: IO[bytes]) -> set[str]:
+def _globals(file: Any) -> set[str]:
     """The classes and functions that a pickle names, of whatever Python it is from; up to its end."""
     found = set[str]()
-    for step, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-        if step > _STEPS:
-            raise Refused("holds millions of Python objects, which no network needs: save the weights alone")
-        if opcode.name == "GLOBAL":
-            module, _, name = str(argument).partition(" ")
-            module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
-            found.add(f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}")
-        elif opcode.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
-            raise Refused("was pickled with a protocol that torch does not read safely: save it with torch.save")
+    with _foreign():
+        for step, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+            if step > _STEPS:
+                raise Refused("holds millions of Python objects, which no network needs: save the weights alone")
+            if opcode.name == "GLOBAL":
+                module, _, name = str(argument).partition(" ")
+                module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
+                found.add(f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}")
+            elif opcode.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
+                raise Refused("was pickled with a protocol that torch does not read safely: save it with torch.save")
     return found
 
 
@@ -223,6 +229,6 @@ def _load(path: Path, found: set[str], *, mmap: bool) -> Any:
                 f"names {name}, which is no part of weights and may run code, so it is not read: load it where you "
                 "trust it, and save the weights alone: torch.save(checkpoint['state_dict'], ...)"
             )
-    with torch.serialization.safe_globals(replaced), warnings.catch_warnings():
+    with _foreign(), torch.serialization.safe_globals(replaced), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of storages' old names
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
