@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from prototile.backbones.vit import vit
 from prototile.checkpoints.native import build, export, load_backbone, load_prototypes
 from prototile.methods import dino, ibot, mae
+from prototile.views import IMAGENET, preset, small
 from training_cases import SIDE, TinyBackbone, TinyMethod
 
 OPTIONS: dict[str, Any] = {"size": "tiny", "patch": 4, "image_size": SIDE, "dims": 16, "depth": 2, "heads": 2}
@@ -25,7 +26,7 @@ def test_the_evaluated_backbone_comes_back(tmp_path):
     with torch.no_grad():
         for p in trained.student.parameters():
             p.add_(1)  # the teacher's is exported
-    export(trained, tmp_path / "model", DESCRIPTION)
+    export(trained, tmp_path / "model", DESCRIPTION, small(preset("dino"), size=SIDE, patch=4))
     assert sorted(x.name for x in (tmp_path / "model").iterdir()) == [
         "config.json",
         "model.safetensors",
@@ -40,6 +41,7 @@ def test_the_evaluated_backbone_comes_back(tmp_path):
         "backbone": DESCRIPTION,
         "dims": 16,
         "patch": 4,
+        "images": {"size": SIDE, "mean": list(IMAGENET.mean), "std": list(IMAGENET.std)},
     }
 
 
@@ -106,7 +108,7 @@ def test_another_format(tmp_path):
         (None, "inside prototile.backbones, got None"),
         ("prototile.backbones.vit.torch", "only what prototile.backbones defines is built"),
         ("prototile.backbones.transformer.checkpoint", "only what prototile.backbones defines is built"),
-        ("prototile.backbones.vit.VisionTransformer", "only what prototile.backbones defines is built"),
+        ("prototile.backbones.beit.Beit", "only what prototile.backbones defines is built"),
         ("prototile.backbones.vit._initialize", "only what prototile.backbones defines is built"),
         ("prototile.backbones.missing", "there is no prototile.backbones.missing"),
         ("prototile.backbones.missing.vit", "there is no prototile.backbones.missing.vit"),

@@ -2,7 +2,8 @@
 
     model.safetensors        the evaluated backbone: the teacher's, where there is one
     prototypes.safetensors   directions and gains, of the student, by kind of token: "cls.directions", "patches.gains"
-    config.json              how to build the backbone again, where that is known
+    config.json              how to build the backbone again, where that is known, and which images it has seen: their
+                             size, and what was done to pixels
 
 A backbone is described as the command line's configuration describes it: a `class_path` inside `prototile.backbones`
 and its `init_args`, plain values that may hold such descriptions themselves.
@@ -24,6 +25,7 @@ from prototile.backbones import Backbone
 from prototile.checkpoints.atomic import write_atomically
 from prototile.heads import Prototypes
 from prototile.methods import Method
+from prototile.views import Augmentation
 
 FORMAT = 1
 WEIGHTS, PROTOTYPES, CONFIG = "model.safetensors", "prototypes.safetensors", "config.json"
@@ -31,10 +33,13 @@ KINDS = ("cls", "patches")  # of tokens, in the order in which methods name thei
 _ROOM = "prototile.backbones"
 
 
-def export(method: Method, folder: str | Path, config: Mapping[str, Any] | None = None) -> None:
+def export(
+    method: Method, folder: str | Path, config: Mapping[str, Any] | None = None, seen: Augmentation | None = None
+) -> None:
     """Writes the evaluated backbone and the prototypes into a folder; all ranks must call it, the first one writes.
 
     `config` describes the backbone (see `build`); without one `load_backbone` needs to be given a backbone to fill.
+    `seen` is what made the views that it was trained on: evaluations show images of that size, normalised as they were.
     """
     folder = Path(folder)
     weights = {name: _plain(x) for name, x in method.backbone.state_dict().items()}
@@ -42,7 +47,8 @@ def export(method: Method, folder: str | Path, config: Mapping[str, Any] | None 
     if distributed.rank() != 0:
         return
     described = {"format": FORMAT, "backbone": config and dict(config), "dims": method.backbone.dims}
-    text = json.dumps(described | {"patch": method.backbone.patch}, indent=2, default=_refuse) + "\n"
+    described |= {"patch": method.backbone.patch, "images": None if seen is None else _images(seen)}
+    text = json.dumps(described, indent=2, default=_refuse) + "\n"
     write_atomically(folder / PROTOTYPES, lambda file: file.write(save(prototypes)))
     write_atomically(folder / CONFIG, lambda file: file.write(text.encode()))
     write_atomically(folder / WEIGHTS, lambda file: file.write(save(weights)))
@@ -114,6 +120,11 @@ def _fill(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None
         said = ", ".join(sorted(wrong)[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
         raise ValueError(f"{path} does not fit this backbone: {said}; build it as it was trained")
     network.load_state_dict(dict(weights))
+
+
+def _images(seen: Augmentation) -> dict[str, Any]:
+    pixels = seen.normalization
+    return {"size": seen.groups[0].size, "mean": list(pixels.mean), "std": list(pixels.std)}
 
 
 def prototypes_of(method: Method) -> dict[str, Prototypes]:

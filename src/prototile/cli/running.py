@@ -25,6 +25,7 @@ from prototile.data import (
 from prototile.data.samplers import nearest_multiples
 from prototile.evaluation.features import evaluating
 from prototile.methods import Method
+from prototile.training.auditing import EpochAudits
 from prototile.training.bar import Bar
 from prototile.training.logs import GoOn, JsonLines, TensorBoard, weights_and_biases
 from prototile.training.monitor import Monitor
@@ -68,6 +69,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     monitor_every: int = 50,
+    audit_every: int = 1,
     print_every: int = 50,
     probe_every: int = 1,
     probe_data: str | None = None,
@@ -111,6 +113,7 @@ def train(
         resume: go on where the run in this folder stopped
         overwrite: remove the run in this folder first
         monitor_every: steps between two looks at health; 0: never
+        audit_every: epochs between two audits of the prototypes; 0: never
         print_every: steps between two lines of progress, where there is no terminal
         probe_every: epochs between two measurements of kNN, where there are labels; 0: never
         probe_data: labelled images to measure on instead of those to train on
@@ -130,6 +133,7 @@ def train(
     if probe_every:
         probe = _probe(source, views, data, probe_every, probe_data, probe_split, probe_limit, download, seed)
     monitor = Monitor(monitor_every) if monitor_every else None
+    audits = EpochAudits(Path(out), monitor, every=audit_every) if audit_every else None
     bar = Bar(monitor, probe, every=print_every)
     loggers = [JsonLines(out), *([TensorBoard(out)] if tensorboard else [])]
     loggers += [weights_and_biases(out)] if wandb else []
@@ -149,7 +153,7 @@ def train(
         optimization=optimization,
         epochs=epochs,
         out=out,
-        callbacks=[GoOn(), *(callback for callback in (monitor, probe, bar) if callback is not None)],
+        callbacks=[GoOn(), *(callback for callback in (monitor, audits, probe, bar) if callback is not None)],
         loggers=loggers,
         precision=precision,
         accumulate=accumulate,

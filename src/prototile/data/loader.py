@@ -107,6 +107,11 @@ class Loader:
         return self._feed.steps
 
     @property
+    def augmentation(self) -> Augmentation:
+        """What makes the views."""
+        return self._engine.augmentation
+
+    @property
     def batch_size(self) -> int:
         """Images of a batch over all ranks."""
         return self._feed.batch_size

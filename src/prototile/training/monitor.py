@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from torch import Tensor
 
 from prototile import distributed
 from prototile.audit import (
@@ -45,6 +46,7 @@ class Monitor(pl.Callback):
         self._every = every
         self._watch = Watch()
         self._windows: dict[str, Window] = {}
+        self._priors: dict[str, Tensor] = {}
         self._speed = Speed()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -78,6 +80,10 @@ class Monitor(pl.Callback):
         """What is wrong now."""
         return self._watch.active
 
+    def spreads(self) -> dict[str, dict[str, Any]]:
+        """How the latest targets spread over prototypes, by kind of token (`Window.summary`), once it has looked."""
+        return {token: self._windows[token].summary(prior) for token, prior in self._priors.items()}
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "watch": self._watch.state_dict(),
@@ -104,6 +110,7 @@ class Monitor(pl.Callback):
         found = {}
         for token, x in clusters.items():
             window = self._windows.setdefault(token, Window(x.student.num_prototypes))
+            self._priors[token] = x.prior
             found[token] = cluster_health(x.student, x.targets, x.prior, x.prototypes, window)
         return found
 

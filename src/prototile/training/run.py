@@ -201,7 +201,7 @@ class _Ending(Callback):
 
     def _export(self, trainer: pl.Trainer, module: Training) -> None:
         self.steps = trainer.global_step
-        export(module.method, self._folder, self._backbone)
+        export(module.method, self._folder, self._backbone, module.loader.augmentation)
 
 
 def _check(epochs: int, accumulate: int, limit: int | None, resume: bool, overwrite: bool) -> None:
