@@ -65,3 +65,51 @@ def test_tiling():
     assert re.findall(r"shade(\d)", drawn) == ["3", "1", "0"]
     assert 'data-tip="12 prototypes, one direction"' in drawn
     assert 'viewBox="0 0 40 40"' in drawn
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (1, 1000, [1, 10, 100, 1000]),
+        (0.02, 3, [0.02, 0.05, 0.1, 0.2, 0.5, 1, 2]),
+        (1, 2, [1, 2]),
+        (3, 4, [3, 4]),
+        (1e-9, 1, [1e-9, 1e-7, 1e-5, 1e-3, 1e-1]),
+    ],
+)
+def test_power_ticks(low, high, ticks):
+    assert svg.power_ticks(low, high) == pytest.approx(ticks)
+
+
+@pytest.mark.parametrize(
+    ("tick", "written"),
+    [(0.001, "0.001"), (1e-4, "10⁻⁴"), (12345, "12,345"), (1e5, "100k"), (2.5e6, "2.5M"), (-1, "−1")],
+)
+def test_ticks_are_written_short(tick, written):
+    drawn = svg.chart([], svg.Axis(tick - 1, tick + 1, [tick], ""), svg.Axis(0, 1, (), ""), title="t")
+    assert f">{written}</text>" in drawn
+
+
+def test_what_lies_under_a_line_can_be_filled():
+    axis = svg.Axis(0, 1, (), "")
+    drawn = svg.chart([svg.Line([(0, 1), (1, 1)], "kind1", filled=True)], axis, axis, title="t")
+    left, bottom, right = svg.LEFT, svg.HEIGHT - svg.BOTTOM, svg.WIDTH - svg.RIGHT
+    assert f'class="area kind1" d="M{left} {svg.TOP}L{right} {svg.TOP}V{bottom}H{left}z"' in drawn
+
+
+def test_uprights_and_points_are_at_their_places():
+    x, y = svg.Axis(1, 100, (), "", log=True), svg.Axis(0, 1, (), "")
+    point = svg.Point(10, 0, "kind1", "<b>")
+    drawn = svg.chart([], x, y, title="t", uprights=[svg.Rule(10, "here")], points=[point])
+    middle = (svg.LEFT + svg.WIDTH - svg.RIGHT) // 2
+    assert f'<line x1="{middle}" y1="{svg.TOP}" x2="{middle}"' in drawn
+    assert f'd="M{middle} {svg.HEIGHT - svg.BOTTOM}h0" data-tip="&lt;b&gt;"' in drawn
+
+
+def test_a_cloud_has_one_scale_for_both_axes():
+    points = [svg.Point(0, 0, "a"), svg.Point(10, 0, "b"), svg.Point(5, 1, "c", "", "cross")]
+    drawn = svg.cloud(points, title="t", side=116)
+    places = re.findall(r'class="point (\w)" d="M([\d.]+) ([\d.]+)h0"', drawn)
+    assert places == [("a", "8", "63"), ("b", "108", "63")]
+    assert 'class="cross c" d="M54 53h8M58 49v8"' in drawn
+    assert svg.cloud(points[:1], title="t", side=116).count("M58 58") == 1

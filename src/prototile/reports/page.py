@@ -50,7 +50,7 @@ def short(number: float, digits: int = 3) -> str:
 
 def minus(number: float, digits: int) -> str:
     """With so many decimals, and a minus as long as a plus."""
-    return f"{number:.{digits}f}".replace("-", "−")
+    return f"{number:.{digits}f}".replace("-", "−") if math.isfinite(number) else "–"
 
 
 def raised(power: int) -> str:

@@ -2,10 +2,12 @@
 
 import html
 import json
+import math
 import re
 from dataclasses import replace
 
 import pytest
+import torch
 
 import report_cases
 from markup import Tree
@@ -92,6 +94,41 @@ def test_all_prototypes_unique_and_all_the_same():
         assert f"{groups} of 64" in Tree(page).text
         assert ("The largest groups" in page) == (groups == 1)
         assert ("Images against redundancy" in page) is False
+
+
+def test_what_cannot_be_told_is_left_out():
+    audit = report_cases.audit()
+    clusters = replace(audit.clusters["cls"], power=None, marginal_power=None, prior=None)
+    x = audit.embeddings["features"]
+    marginals = replace(x.marginals, entropy=torch.full((32,), -torch.inf))
+    x = replace(x, alpha_req=None, alpha_range=None, lidar=None, alignment=None, agreement=None, marginals=marginals)
+    x = replace(x, norms=torch.ones(120), eigenvalues=torch.zeros(32), rankme=math.nan)
+    page = render_audit(
+        report_cases.with_verdict(replace(audit, clusters={"cls": clusters}, embeddings={"features": x}))
+    )
+    text = Tree(page).text
+    for word in (
+        "power law",
+        "the prior",
+        "α-ReQ",
+        "LiDAR",
+        "alignment",
+        "neighbours agree",
+        "Norms of embeddings",
+        "nan",
+    ):
+        assert word not in text
+    assert "– of 32" in text
+    whole = Tree(render_audit(audit)).text
+    for word in ("power law", "the prior", "α-ReQ", "LiDAR", "alignment", "neighbours agree", "Norms of embeddings"):
+        assert word in whole
+
+
+def test_one_prototype_has_no_neighbour():
+    audit = report_cases.audit(1, 1, images=0)
+    lonely = replace(audit.prototypes["cls"], nearest=torch.tensor([torch.inf]))
+    page = render_audit(report_cases.with_verdict(replace(audit, prototypes={"cls": lonely})))
+    assert data_of(page)["heads"]["1"]["nearest"] == [None]
 
 
 @pytest.mark.parametrize("prototypes", [1, 2, 3])

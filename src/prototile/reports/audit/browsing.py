@@ -3,6 +3,7 @@
 Groups are unique prototypes with all that they stand for. Columns have one number per group.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,4 +131,4 @@ def _rows(clusters: ClusterAudit, kept: Tensor, places: list[int]) -> dict[int, 
 
 
 def _rounded(value: float) -> float | None:
-    return float(f"{value:.3g}") if value == value else None
+    return float(f"{value:.3g}") if math.isfinite(value) else None

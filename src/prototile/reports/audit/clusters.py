@@ -66,9 +66,13 @@ def marginal(audit: ClusterAudit) -> Figure:
     k = audit.prototypes
     shares = audit.marginal.sort(descending=True).values.double() * k
     fit = audit.marginal_power
-    lines = [svg.Line(_law(fit, k), "kind1", dashed=True)]
-    legend = [("kind2", "marginal"), ("kind1", f"power law of exponent {_exponent(fit)}")]
-    highest, lowest = max(float(shares[0]), lines[0].points[0][1]), float(shares[shares > 0][-1])
+    lines, legend = [], [("kind2", "marginal")]
+    highest, lowest = float(shares[0]), float(shares[shares > 0][-1])
+    if fit is not None:
+        law = _law(fit, k)
+        lines.append(svg.Line(law, "kind1", dashed=True))
+        legend.append(("kind1", f"power law of exponent {_exponent(fit)}"))
+        highest = max(highest, law[0][1])
     prior = None
     if audit.prior is not None:
         prior = audit.prior.sort(descending=True).values.double() * k
@@ -204,8 +208,10 @@ def _emptiness(audit: ClusterAudit) -> str:
 def _distances(audit: ClusterAudit) -> str:
     told = (
         f"From uniform: KL {short(audit.to_uniform)} nats, and {percent(audit.distance_to_uniform)} of the mass lies "
-        f"elsewhere. From the fitted power law: {percent(audit.marginal_power.distance)}."
+        "elsewhere."
     )
+    if audit.marginal_power is not None:
+        told += f" From the fitted power law: {percent(audit.marginal_power.distance)}."
     if audit.to_prior is not None and audit.distance_to_prior is not None:
         told += f" From the prior: KL {short(audit.to_prior)} nats, {percent(audit.distance_to_prior)} elsewhere"
         if audit.sorted_distance_to_prior is not None:

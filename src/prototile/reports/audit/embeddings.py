@@ -29,7 +29,8 @@ def figures(audit: EmbeddingAudit) -> Iterator[Figure]:
     yield spectrum(audit)
     if len(audit.marginals.entropy):
         yield entropies(audit)
-    yield norms(audit)
+    if float(audit.norms.max() - audit.norms.min()) > 1e-4 * float(audit.norms.max()):
+        yield norms(audit)
 
 
 def numbers(audit: EmbeddingAudit) -> Iterator[tuple[str, str, str]]:

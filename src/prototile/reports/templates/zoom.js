@@ -69,7 +69,8 @@
   const open = (figure) => {
     svg = figure.querySelector(".drawing svg").cloneNode(true);
     const { x, y, width, height } = svg.viewBox.baseVal;
-    whole = { x, y, width, height };
+    const edge = width / 40; // what is written at the ends of axes reaches beyond them
+    whole = { x: x - edge, y: y - edge, width: width + 2 * edge, height: height + 2 * edge };
     const tools = document.createElement("div"), title = document.createElement("h3");
     tools.className = "tools";
     title.textContent = figure.querySelector("h3")?.textContent ?? "";
