@@ -43,7 +43,7 @@ def nearest(x: Float[Tensor, "k d"], *, block: int = _BLOCK) -> tuple[Int[Tensor
 
 
 def improve_(best: Tensor, index: Tensor, rows: slice, tile: Tensor, offset: int) -> Float[Tensor, " n"]:
-    """Takes over the maxima of `tile`'s rows, which it gives, where they are larger; the position is looked up there."""
+    """Takes over the maxima of `tile`'s rows where they are larger, and looks up their position there; gives them."""
     top = tile.amax(1)
     improved = torch.nonzero(top > best[rows]).flatten()
     best[rows.start + improved] = top[improved]

@@ -12,49 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from prototile.audit.labels import LabelAudit
+from prototile.audit.mass import MassByRedundancy
 from prototile.audit.plain import Histogram, plain, quantiles
-
-
-@dataclass(frozen=True)
-class PowerFit:
-    """Sizes as a law of rank: the r-th largest share is proportional to r^-exponent.
-
-    `distance` is the total variation between the sorted sizes and the law, `noise` what sampling so many images alone
-    makes it: where the distance is much larger, the sizes follow no power law, and the error means nothing.
-    """
-
-    exponent: float
-    error: float | None  # standard error: from the images being a sample; none where sizes are no counts
-    low: float | None  # 95% interval
-    high: float | None
-    distance: float
-    noise: float | None
-
-    def as_dict(self) -> dict[str, Any]:
-        return {name: plain(getattr(self, name)) for name in ("exponent", "error", "low", "high", "distance", "noise")}
-
-    def __str__(self) -> str:
-        error = "" if self.error is None else f" +- {self.error:.3f}"
-        return f"exponent {self.exponent:.3f}{error}, {self.distance:.1%} of the mass lies off that law"
-
-
-@dataclass(frozen=True, eq=False)
-class MassByRedundancy:
-    """The mean share of images of unique prototypes that stand for equally many (Govindarajan et al. 2024, figure 1).
-
-    Images go to unique prototypes alone. Redundancy factors are binned, geometrically where few prototypes share one:
-    bin i holds factors in [low[i], high[i]].
-    """
-
-    low: Int[Tensor, " b"]
-    high: Int[Tensor, " b"]
-    mean: Float[Tensor, " b"]  # share of the images
-    prototypes: Int[Tensor, " b"]  # how many unique ones are in the bin
-    spearman: float | None  # rank correlation of redundancy and share; none where all factors are the same
-    slope: float | None  # of log share on log redundancy, over unique prototypes that have images
-
-    def as_dict(self) -> dict[str, Any]:
-        return {name: plain(getattr(self, name)) for name in ("low", "high", "mean", "prototypes", "spearman", "slope")}
+from prototile.audit.power import PowerFit
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +37,8 @@ class ClusterAudit:
     assigned: Int[Tensor, " n"] = field(repr=False)
     scores: Float[Tensor, " n"] = field(repr=False)  # probability of the assigned prototype
     prior: Float[Tensor, " k"] | None = field(repr=False)
-    power: PowerFit  # of the sizes
-    marginal_power: PowerFit  # of the marginal
+    power: PowerFit | None  # of the sizes; none for one prototype
+    marginal_power: PowerFit | None  # of the marginal
     representatives: Int[Tensor, " m"] = field(repr=False)
     redundancy: Int[Tensor, " m"] = field(repr=False)
     merged_assigned: Int[Tensor, " n"] = field(repr=False)  # numbers of unique prototypes, 0 to m - 1
