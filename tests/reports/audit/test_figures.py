@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import report_cases
+from prototile.audit.clusters import PowerFit
 from prototile.audit.plain import Histogram
-from prototile.audit.power import PowerFit
 from prototile.reports import svg
 from prototile.reports.audit import clusters, comparing, embeddings, figure, maps, prototypes
 from prototile.reports.audit.pictures import Pictures

@@ -69,7 +69,7 @@
   const open = (figure) => {
     svg = figure.querySelector(".drawing svg").cloneNode(true);
     const { x, y, width, height } = svg.viewBox.baseVal;
-    const edge = width / 40; // what is written at the ends of axes reaches beyond them
+    const edge = width / 28; // what is written at the ends of axes reaches beyond them
     whole = { x: x - edge, y: y - edge, width: width + 2 * edge, height: height + 2 * edge };
     const tools = document.createElement("div"), title = document.createElement("h3");
     tools.className = "tools";
