@@ -1,0 +1,143 @@
+"""Images through an imported network, once: what commands that look at images share.
+
+    crop_of(imported)            how its images are shown, where nothing else is said
+    encoded(imported, source)    features and projections of all images, kept on disk
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from prototile.backbones import Backbone, ResNet, ViT
+from prototile.checkpoints import Imported, ImportedHead
+from prototile.data import Source, Subset, default_workers
+from prototile.evaluation import Crop, Stored, outputs_of
+from prototile.types import Features
+from prototile.views import Normalization
+
+FEATURES, PROJECTIONS = "features", "projections"
+SIZE = 224
+_SMALL = 32  # what stems for small images are made for
+_STRIDE = 2654435761  # Knuth's multiplicative hash: which patch of an image is looked at
+
+
+def default_cache() -> Path:
+    """Where what networks make of images is kept, unless it is said."""
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(root) / "prototile" / "outputs"
+
+
+def crop_of(imported: Imported, size: int | None = None, resize: int | None = None) -> Crop:
+    """What a run says of the images that it has seen; else 224 pixels, or what the network was built for if less."""
+    seen = imported.settings.get("images") if imported.layout == "prototile" else None
+    if seen is None:
+        return Crop(_usual(imported.backbone) if size is None else size, resize)
+    pixels = Normalization(tuple(seen["mean"]), tuple(seen["std"]))
+    return Crop(seen["size"] if size is None else size, resize, pixels)
+
+
+def some_of(source: Source, limit: int | None, seed: int) -> Source:
+    """At most so many images, drawn at random and kept in order."""
+    if limit is None or limit >= len(source):
+        return source
+    if limit < 2:
+        raise ValueError(f"an audit of images needs two of them at least, got a limit of {limit}")
+    chosen = np.random.default_rng(seed).permutation(len(source))[:limit]
+    return Subset(source, np.sort(chosen))
+
+
+def encoded(
+    imported: Imported,
+    source: Source,
+    crop: Crop,
+    *,
+    cache: Path,
+    device: torch.device,
+    batch: int = 256,
+    workers: int | None = None,
+) -> Stored:
+    """Features of the backbone, and what every projector makes of them: "projections", or "projections (patches)".
+
+    A head of patches sees one patch of every image, another place each time.
+    """
+    backbone = imported.backbone
+    if backbone is None:
+        raise ValueError(
+            f"this file ({imported.layout}) holds no backbone that can be built here, so that no image can be encoded: "
+            "leave out the data, or give the full checkpoint"
+        )
+    projectors = projectors_of(imported)
+    network = nn.ModuleList([backbone, *projectors.values()]).to(device)
+    outputs = _outputs(backbone, projectors)
+    key = {"weights": weights_hash(network), "network": _described(backbone), "outputs": list(projectors)}
+    workers = default_workers() if workers is None else workers
+    return outputs_of(source, outputs, network, folder=cache, key=key, crop=crop, batch=batch, workers=workers)
+
+
+def projectors_of(imported: Imported) -> dict[str, nn.Module]:
+    """By the name of their outputs; heads that share one name it once each."""
+    heads: Mapping[str, ImportedHead] = imported.heads
+    found = {output_of(kind): head.projector for kind, head in heads.items()}
+    return found | ({} if imported.projector is None else {PROJECTIONS: imported.projector})
+
+
+def output_of(kind: str) -> str:
+    """The output that the head of this kind of token looks at."""
+    return PROJECTIONS if kind == "cls" else f"{PROJECTIONS} ({kind})"
+
+
+def weights_hash(network: nn.Module) -> str:
+    """Of all weights and buffers, by name."""
+    found = hashlib.sha256()
+    for name, x in network.state_dict().items():
+        found.update(f"{name} {x.dtype} {tuple(x.shape)}\n".encode())
+        found.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def _outputs(backbone: Backbone, projectors: Mapping[str, nn.Module]) -> Callable[[Tensor], dict[str, Tensor]]:
+    patches = any(name.startswith(f"{PROJECTIONS} (patches") for name in projectors)
+    seen = 0
+
+    def outputs(images: Tensor) -> dict[str, Tensor]:
+        nonlocal seen
+        features = backbone(images, patches=patches)
+        found = {FEATURES: features.pooled}
+        for name, projector in projectors.items():
+            of_patches = name.startswith(f"{PROJECTIONS} (patches")
+            found[name] = projector(_one_patch(features, seen) if of_patches else features.pooled)
+        seen += len(images)
+        return found
+
+    return outputs
+
+
+def _one_patch(features: Features, first: int) -> Tensor:
+    """One patch of every image, by the image's number."""
+    patches = features.patches
+    if patches is None:
+        raise ValueError("this checkpoint has prototypes for patches, and its backbone gives none")
+    numbers = torch.arange(first, first + len(patches), device=patches.device)
+    return patches[torch.arange(len(patches), device=patches.device), numbers * _STRIDE % patches.shape[1]]
+
+
+def _usual(backbone: Backbone | None) -> int:
+    match backbone:
+        case ViT():
+            side = backbone.vit.patch_embed.img_size[0]  # type: ignore[index]
+            return min(side, SIZE)
+        case ResNet() if backbone.resnet.conv1.kernel_size == (3, 3):
+            return _SMALL
+    return SIZE
+
+
+def _described(backbone: Backbone) -> str:
+    """What the weights do not tell: layers, and plain options such as how positions are resized."""
+    options = {k: v for k, v in vars(backbone).items() if isinstance(v, bool | int | float | str | None)}
+    return f"{backbone} {sorted((k, v) for k, v in options.items() if k not in ('training', 'checkpointing'))}"
