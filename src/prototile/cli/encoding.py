@@ -1,21 +1,22 @@
 """Images through an imported network, once: what commands that look at images share.
 
-    crop_of(imported)            how its images are shown, where nothing else is said
-    encoded(imported, source)    features and projections of all images, kept on disk
+crop_of(imported)            how its images are shown, where nothing else is said
+encoded(imported, source)    features and projections of all images, kept on disk
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from prototile.backbones import Backbone, ResNet, ViT
-from prototile.checkpoints import Imported, ImportedHead
+from prototile.checkpoints import Imported, ImportedHead, native
 from prototile.data import Source, Subset, default_workers
 from prototile.evaluation import Crop, Stored, outputs_of
 from prototile.types import Features
@@ -33,9 +34,9 @@ def default_cache() -> Path:
     return Path(root) / "prototile" / "outputs"
 
 
-def crop_of(imported: Imported, size: int | None = None, resize: int | None = None) -> Crop:
+def crop_of(imported: Imported, path: str | Path, size: int | None = None, resize: int | None = None) -> Crop:
     """What a run says of the images that it has seen; else 224 pixels, or what the network was built for if less."""
-    seen = imported.settings.get("images") if imported.layout == "prototile" else None
+    seen = _seen(Path(path)) if imported.layout == "prototile" else None
     if seen is None:
         return Crop(_usual(imported.backbone) if size is None else size, resize)
     pixels = Normalization(tuple(seen["mean"]), tuple(seen["std"]))
@@ -83,8 +84,10 @@ def encoded(
 def projectors_of(imported: Imported) -> dict[str, nn.Module]:
     """By the name of their outputs; heads that share one name it once each."""
     heads: Mapping[str, ImportedHead] = imported.heads
-    found = {output_of(kind): head.projector for kind, head in heads.items()}
-    return found | ({} if imported.projector is None else {PROJECTIONS: imported.projector})
+    found = {output_of(kind): head.projector for kind, head in heads.items() if head.projector is not None}
+    if imported.projector is not None:
+        found[PROJECTIONS] = imported.projector
+    return found
 
 
 def output_of(kind: str) -> str:
@@ -99,6 +102,14 @@ def weights_hash(network: nn.Module) -> str:
         found.update(f"{name} {x.dtype} {tuple(x.shape)}\n".encode())
         found.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
+
+
+def _seen(path: Path) -> dict[str, Any] | None:
+    """What the export of a run says of its images: of the run's folder, its folder `model`, or a file in one of its."""
+    for folder in (path / "model", path, path.parent, path.parent.parent / "model"):
+        if (folder / native.CONFIG).is_file():
+            return json.loads((folder / native.CONFIG).read_text()).get("images")
+    return None
 
 
 def _outputs(backbone: Backbone, projectors: Mapping[str, nn.Module]) -> Callable[[Tensor], dict[str, Tensor]]:

@@ -19,7 +19,9 @@ _GROUPS = {
         "out resume overwrite accelerator devices nodes strategy precision sync_batch_norm compile limit_steps "
         "checkpoint_minutes checkpoint_steps"
     ),
-    "What to watch": ("monitor_every audit_every print_every probe_every probe_data probe_split probe_limit tensorboard wandb"),
+    "What to watch": (
+        "monitor_every audit_every print_every probe_every probe_data probe_split probe_limit tensorboard wandb"
+    ),
 }
 _USAGE = """\
 usage: prototile pretrain --recipe NAME [--data DATA] --out FOLDER [--setting VALUE ...]

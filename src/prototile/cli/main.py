@@ -1,6 +1,7 @@
 """Verbs, errors and exit codes.
 
 0    it is done
+1    an audit is below what `--fail-under` asks for
 2    a setting, the data or a folder is wrong: nothing was started
 3    the numbers of the run broke (`Diverged`): the last checkpoint is sound
 128 + n    signal n ended the run after it had written a checkpoint: `--resume` goes on
@@ -9,18 +10,10 @@
 import argparse
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
-
-_USAGE = """\
-usage: prototile VERB ...
-
-  prototile demo        four minutes on two cores: what prototypes do, and a page that shows it
-  prototile recipes     the ready runs; with a name, one of them
-  prototile pretrain    train a method on any images
-
-  prototile VERB --help says more, prototile --version which one this is."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,18 +42,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     verb, *rest = words or ["--help"]
     if verb in ("--help", "-h", "help"):
-        print(_USAGE)
-    elif verb == "--version":
+        print(_usage())
+        return 0
+    if verb == "--version":
         print(f"prototile {version('prototile')}")
-    elif verb == "demo":
-        _demo(rest)
-    elif verb == "recipes":
-        _recipes(rest)
-    elif verb == "pretrain":
-        return _pretrain(rest)
-    else:
-        raise ValueError(f"there is no verb {verb!r}: there are demo, recipes and pretrain")
-    return 0
+        return 0
+    if verb not in VERBS:
+        raise ValueError(f"there is no verb {verb!r}: there are {', '.join(VERBS)}")
+    return VERBS[verb].run(rest) or 0
+
+
+def _usage() -> str:
+    lines = [f"  prototile {name:11} {verb.about}" for name, verb in VERBS.items()]
+    head, tail = (
+        "usage: prototile VERB ...",
+        "  prototile VERB --help says more, prototile --version which one this is.",
+    )
+    return "\n".join([head, "", *lines, "", tail])
 
 
 def _demo(words: list[str]) -> None:
@@ -87,6 +85,19 @@ def _recipes(words: list[str]) -> None:
     from prototile.recipes import read
 
     print(listing() if given.name is None else read(given.name).text, end="")
+
+
+def _audit(words: list[str]) -> int:
+    from prototile.cli.auditing import command
+
+    with _messages_on_screen():
+        return command(words)
+
+
+def _export(words: list[str]) -> None:
+    from prototile.cli.exporting import command
+
+    command(words)
 
 
 def _pretrain(words: list[str]) -> int:
@@ -164,3 +175,20 @@ def _messages_on_screen() -> Iterator[None]:
     finally:
         package.removeHandler(screen)
         package.setLevel(level)
+
+
+@dataclass(frozen=True)
+class Verb:
+    """What a verb does with the words behind it; it gives an exit code, or none for 0."""
+
+    about: str
+    run: Callable[[list[str]], int | None]
+
+
+VERBS = {
+    "demo": Verb("four minutes on two cores: what prototypes do, and a page that shows it", _demo),
+    "recipes": Verb("the ready runs; with a name, one of them", _recipes),
+    "pretrain": Verb("train a method on any images", _pretrain),
+    "audit": Verb("what the prototypes of any checkpoint are like: a table, and a page", _audit),
+    "export": Verb("the backbone of any checkpoint as one file for others", _export),
+}
