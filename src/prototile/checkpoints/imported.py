@@ -20,16 +20,19 @@ Choice = Literal["evaluated", "teacher", "student"]
 
 class ImportedHead(nn.Module):
     """A projector and prototypes as a file holds them: `projector` leads from features to raw embeddings, which the
-    prototypes see L2-normalised. `bias` is added to scores where a project has one (lightly's SwAV).
+    prototypes see L2-normalised; it is None where the file has none. `bias` is added to scores where a project has one
+    (lightly's SwAV).
     """
 
-    def __init__(self, projector: nn.Module, prototypes: Prototypes, bias: Float[Tensor, " k"] | None = None):
+    def __init__(self, projector: nn.Module | None, prototypes: Prototypes, bias: Float[Tensor, " k"] | None = None):
         super().__init__()
         self.projector, self.prototypes = projector, prototypes
         self.register_buffer("bias", bias)
         self.bias: Tensor | None
 
     def forward(self, features: Float[Tensor, "n d"], temperature: float) -> Assignments:
+        if self.projector is None:
+            raise ValueError("the file holds prototypes without a projector: give the checkpoint of the whole network")
         return self.assignments(self.projector(features), temperature)
 
     def assignments(self, embeddings: Float[Tensor, "n d"], temperature: float) -> Assignments:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import get_args
 
+from prototile.checkpoints import own
 from prototile.checkpoints.foreign import LAYOUTS
 from prototile.checkpoints.foreign.filling import Misfit
 from prototile.checkpoints.foreign.importing import imported
@@ -13,7 +14,8 @@ _ROOM = 2**24  # bytes that weights may have beyond the file's: tensors under tw
 
 
 def load(path: str | Path, *, network: Choice = "evaluated") -> Imported:
-    """The network of a checkpoint that its project evaluates; or its teacher, or its student.
+    """The network of a checkpoint that its project evaluates; or its teacher, or its student. Own runs are read too:
+    their checkpoints, their folder, and the folder `model` in it.
 
     Nothing in the file is executed. Every key is used, or named in the layout's list of what is left out; otherwise
     the file is refused with a ValueError.
@@ -21,8 +23,21 @@ def load(path: str | Path, *, network: Choice = "evaluated") -> Imported:
     if network not in get_args(Choice):
         raise ValueError(f"network must be one of {', '.join(get_args(Choice))}, got {network!r}")
     path = Path(path)
+    if path.is_dir():
+        if (found := own.file_of(path)) is None:
+            raise ValueError(f"{path} is no folder of a run: give a checkpoint's file, or the folder of a run")
+        path = found
+    if own.looks_exported(path):
+        if network == "student":
+            raise ValueError(
+                f"{path.parent} holds the evaluated backbone only: give the run's checkpoint for its student"
+            )
+        return own.of_export(path.parent)
     contents = read(path)
+    room = 2 * path.stat().st_size + _ROOM
     try:
-        return imported(contents, LAYOUTS, network, 2 * path.stat().st_size + _ROOM)
+        if own.is_own(contents):
+            return own.of_checkpoint(contents, network, room)
+        return imported(contents, LAYOUTS, network, room)
     except Misfit as error:
         raise ValueError(f"{path}: {error}") from error

@@ -22,6 +22,8 @@ WEIGHT_NORM = {  # both of torch's ways to keep a weight as length and direction
     "weight": "vectors",
     "layers.weight": "vectors",  # lightly before it had several
     "": "vectors",  # a bare tensor
+    "vectors": "vectors",  # our own
+    "gain": "gain",
     "bias": "bias",
 }
 _SEVERAL = r"^(?:prototypes|heads\.)?(\d+)\."  # DeepCluster-v2's, solo-learn's, lightly's
@@ -105,7 +107,7 @@ def _one(state: State, score: Score, what: str, dims: int | None) -> Kept:
     if "gain" in found and found["gain"].shape != (rows, 1):
         raise Misfit(f"{what}: lengths and directions are of different numbers")
     lengths = found.get("gain")
-    if lengths is not None and (score == "cosine" or bool((lengths == 1).all())):
+    if lengths is not None and bool((lengths == 1).all()):
         del found["gain"]
     gain = "learned" if "gain" in found else "free" if lengths is None and score == "stored" else "one"
     build = partial(Prototypes, width, rows, gain=gain)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from prototile.backbones import Backbone
 from prototile.backbones.decoder import Decoder
 from prototile.checkpoints.foreign.decoders import decoder_of
-from prototile.checkpoints.foreign.filling import Misfit, finite, listed, numbers, renamed
+from prototile.checkpoints.foreign.filling import Misfit, finite, listed, made, numbers, renamed
 from prototile.checkpoints.foreign.heads import Kept, mlp_of, prototypes_of, width_of
 from prototile.checkpoints.foreign.layout import TOP, Layout, Path, Sorted, sort, tensors_in
 from prototile.checkpoints.foreign.networks import COMPUTED, Found, backbone_of, unbuilt
@@ -144,7 +144,7 @@ class Built:
             self.aside.append("mask_token: the decoder's, which is not there")
         elif "decoder" in self._parts:
             backbone: Backbone | None = None if self.found is None else self.found.network
-            self.decoder = decoder_of(self._parts["decoder"], backbone)
+            self.decoder = decoder_of(self._parts["decoder"], backbone, layout.decoder_heads)
         if self.found is None and not self.heads:
             raise Misfit("there are neither a backbone nor prototypes that can be built")
 
@@ -155,6 +155,8 @@ class Built:
         if (known := unbuilt(state)) is not None:
             self.aside.append(f"{next(iter(state))} and {len(state) - 1} more: a {known}, which cannot be built here")
             return None
+        if self._layout.build is not None:
+            return Found(made(self._layout.build, state, "the backbone"), "", "built as the run says")
         return backbone_of(state, resize=self._layout.resize, stem=self._layout.stem)
 
     def _activation(self) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from prototile.backbones import Readout
+from prototile.backbones import Backbone, Readout
 from prototile.backbones.positions import Resize
 from prototile.backbones.resnet import Stem
 from prototile.checkpoints.foreign.filling import State, without
@@ -99,6 +99,8 @@ class Layout:
     readouts: Mapping[str, Mapping[str, Readout]] = field(default_factory=dict)  # by backbone; "large" ViTs apart
     entries: Mapping[str, str] = field(default_factory=dict)
     buffers: tuple[str, ...] = ()
+    decoder_heads: int | None = None  # where they are not as many as MAE's
+    build: Callable[[], Backbone] | None = None  # where a file says how its backbone is built
     said: str = ""  # what is to be known about it
 
     def found(self, contents: Mapping[str, Any]) -> dict[str, Path]:

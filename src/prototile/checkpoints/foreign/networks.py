@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from functools import partial
 
-from prototile.backbones import BEiT, ResNet, Swin, ViT, beit, resnet, swin, vit
+from prototile.backbones import Backbone, beit, resnet, swin, vit
 from prototile.backbones.positions import Resize
 from prototile.backbones.resnet import Stem
 from prototile.checkpoints.foreign.filling import Misfit, State, count, made, renamed, shape_of
@@ -59,7 +59,7 @@ _UNBUILT = {
 class Found:
     """A backbone of some kind ("vit", "swin", "resnet", "beit"), and what the shapes do not tell, in words."""
 
-    network: ViT | BEiT | Swin | ResNet
+    network: Backbone
     kind: str
     said: str
 
@@ -96,21 +96,24 @@ def backbone_of(state: State, *, resize: Resize = "dino", stem: Stem = "cifar") 
 
 def _vit(state: State, resize: Resize) -> Found:
     dims, channels, patch, width = shape_of(state, "patch_embed.proj.weight", 4)
-    tokens = shape_of(state, "pos_embed", 3)[1]
+    folded = "reg_token" in state  # timm's form: positions are the patches' alone
+    tokens = shape_of(state, "pos_embed", 3)[1] + folded
     grid = math.isqrt(max(tokens - 1, 0))
     if grid**2 + 1 != tokens or patch != width:
         raise Misfit(f"pos_embed is for {tokens} tokens and patches are {patch} x {width}: only squares are known")
-    registers = shape_of(state, "register_tokens", 3)[1] if "register_tokens" in state else 0
+    name = "reg_token" if folded else "register_tokens"
+    registers = shape_of(state, name, 3)[1] if name in state else 0
     gated = "blocks.0.mlp.w12.weight" in state
     hidden = shape_of(state, f"blocks.0.mlp.{'w12' if gated else 'fc1'}.weight", 2)[0]
     heads = _heads(dims)
     weights = renamed(state, VIT)
     if "mask_token" in weights:
         weights["mask_token"] = weights["mask_token"].reshape(1, 1, -1)
-    if registers:  # DINOv2 adds the first position to the class token, and none to registers
+    if registers:
+        resize = "timm"
+    if registers and not folded:  # DINOv2 adds the first position to the class token, and none to registers
         weights["vit.cls_token"] = weights["vit.cls_token"] + weights["vit.pos_embed"][:, :1]
         weights["vit.pos_embed"] = weights["vit.pos_embed"][:, 1:]
-        resize = "timm"
     build = partial(
         vit,
         patch=patch,
