@@ -6,11 +6,12 @@
     power         the law of rank that sizes follow, with its error
     mass          whether prototypes that stand for many have more images
     labels        clusters against classes
-    embeddings    how embeddings fill their space
+    embeddings    how embeddings fill their space: their spectrum, views, labels of neighbours
+    distances     how much nearer than any other image the nearest one is; `marginals` one and two dims at a time
     maps          prototypes and images on a plane
     compare       audits side by side; what merged, what split
     verdict       what all this says, in plain words
-    result        one checkpoint's audit as a whole
+    result        one checkpoint's audit as a whole; `plain` writes any of this as strict JSON
     health        the numbers that show whether a run is well
     diagnosis     known failures, told from them in plain words
 
@@ -18,11 +19,12 @@ Nothing here knows methods or training.
 """
 
 from prototile.audit.clusters import ClusterAudit
-from prototile.audit.compare import Changes, Comparison
+from prototile.audit.compare import Changes, Comparison, changes, compare, follow
 from prototile.audit.counting import ClusterCounter, audit_clusters
 from prototile.audit.cover import Unique, unique
 from prototile.audit.diagnosis import Finding, Watch, diagnose
-from prototile.audit.embeddings import EmbeddingAudit, NeighborDistances
+from prototile.audit.distances import NeighborDistances, nearest_images, neighbor_distances
+from prototile.audit.embeddings import EmbeddingAudit, audit_embeddings
 from prototile.audit.health import (
     ClusterHealth,
     EmbeddingHealth,
@@ -32,7 +34,8 @@ from prototile.audit.health import (
     embedding_health,
 )
 from prototile.audit.labels import LabelAudit, audit_labels
-from prototile.audit.maps import Map
+from prototile.audit.maps import Map, map_embeddings, map_prototypes
+from prototile.audit.marginals import Marginals, audit_marginals
 from prototile.audit.mass import MassByRedundancy, mass_by_redundancy
 from prototile.audit.power import PowerFit, fit_power
 from prototile.audit.prototypes import PrototypeAudit, audit_prototypes
@@ -52,6 +55,7 @@ __all__ = [
     "Health",
     "LabelAudit",
     "Map",
+    "Marginals",
     "MassByRedundancy",
     "NeighborDistances",
     "PowerFit",
@@ -62,13 +66,22 @@ __all__ = [
     "Watch",
     "Window",
     "audit_clusters",
+    "audit_embeddings",
     "audit_labels",
+    "audit_marginals",
     "audit_prototypes",
+    "changes",
     "cluster_health",
+    "compare",
     "diagnose",
     "embedding_health",
     "fit_power",
+    "follow",
+    "map_embeddings",
+    "map_prototypes",
     "mass_by_redundancy",
+    "nearest_images",
+    "neighbor_distances",
     "unique",
     "verdict",
 ]

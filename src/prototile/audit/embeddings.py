@@ -139,7 +139,7 @@ def audit_embeddings(
         cosine=float(cosine),
         correlation=moments.correlation(),
         norms=torch.linalg.vector_norm(x, dim=1).cpu(),
-        alignment=None if views is None else _alignment(views),
+        alignment=None if views is None else alignment_of(views),
         lidar=None if views is None else lidar(views),
         agreement=agreement,
         seed=seed,
@@ -218,7 +218,7 @@ def _uniformity(unit: Float[Tensor, "n d"], seed: int) -> float:
     return math.log(total / (len(x) * (len(x) - 1)))
 
 
-def _alignment(views: Float[Tensor, "v n d"]) -> float:
+def alignment_of(views: Float[Tensor, "v n d"]) -> float:
     """Mean squared distance between the directions of two views of an image."""
     v = _several(views)
     total = 0.0

@@ -75,7 +75,7 @@ def audit_labels(
     k, y = assigned.cpu()[there].long(), labels.cpu()[there].long()
     classes = int(y.max()) + 1
     cell, count = torch.unique(k * classes + y, return_counts=True)
-    table = _Table(cell // classes, cell % classes, count.double())
+    table = Contingency(cell // classes, cell % classes, count.double())
     majority, share = table.majority(clusters)
     right = _predicted_by_the_other_half(k, y, clusters, classes, seed)
     return LabelAudit(
@@ -92,7 +92,7 @@ def audit_labels(
     )
 
 
-class _Table:
+class Contingency:
     """The contingency of clusters and classes, by its cells that are not empty."""
 
     def __init__(self, row: Tensor, column: Tensor, count: Tensor):
@@ -137,7 +137,7 @@ def _predicted_by_the_other_half(k: Tensor, y: Tensor, clusters: int, classes: i
     for known, told in (halves, halves[::-1]):
         if len(known):
             cell, count = torch.unique(k[known] * classes + y[known], return_counts=True)
-            majority, _ = _Table(cell // classes, cell % classes, count.double()).majority(clusters)
+            majority, _ = Contingency(cell // classes, cell % classes, count.double()).majority(clusters)
             right[told] = majority[k[told]] == y[told]
     return right
 
