@@ -8,23 +8,29 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from prototile.backbones import Backbone, ResNet, ViT
 from prototile.checkpoints import Imported, ImportedHead, native
-from prototile.data import Source, Subset, default_workers
+from prototile.data import BadImage, Source, Subset, default_workers
 from prototile.evaluation import Crop, Stored, outputs_of
+from prototile.evaluation.features import evaluating
 from prototile.types import Features
-from prototile.views import Normalization
+from prototile.views import Augmentation, Engine, Group, Normalization, preset, small
+from prototile.views.masks import Draw
 
 FEATURES, PROJECTIONS = "features", "projections"
 SIZE = 224
 _SMALL = 32  # what stems for small images are made for
+_LARGE = 128  # pixels from which views are augmented as published
+_BATCH = 64  # images whose views pass the network together
 _STRIDE = 2654435761  # Knuth's multiplicative hash: which patch of an image is looked at
 
 
@@ -81,6 +87,33 @@ def encoded(
     return outputs_of(source, outputs, network, folder=cache, key=key, crop=crop, batch=batch, workers=workers)
 
 
+@torch.no_grad()
+def views_of(
+    imported: Imported, source: Source, crop: Crop, *, views: int, images: int, device: torch.device, seed: int = 0
+) -> dict[str, Float[Tensor, "v n _d"]]:
+    """Features and projections of augmented views (SimCLR's) of some images, drawn by `seed`; of class tokens alone."""
+    backbone = imported.backbone
+    assert backbone is not None
+    engine = Engine(_augmentation(crop, views), seed)
+    numbers = np.random.default_rng(seed).permutation(len(source))[:images]
+    projectors = {name: x for name, x in projectors_of(imported).items() if "patches" not in name}
+    found: dict[str, list[Tensor]] = {name: [] for name in (FEATURES, *projectors)}
+    with evaluating(nn.ModuleList([backbone, *projectors.values()])):
+        for start in range(0, len(numbers), _BATCH):
+            read = [
+                image for image in (_read(source, int(i)) for i in numbers[start : start + _BATCH]) if image is not None
+            ]
+            if not read:
+                continue
+            draw = Draw.alone(len(read), step=start)
+            shown = engine(read, draw)[0].images.to(device)
+            features = backbone(shown.flatten(0, 1), patches=False).pooled
+            found[FEATURES].append(features.unflatten(0, (views, -1)).float().cpu())
+            for name, projector in projectors.items():
+                found[name].append(projector(features).unflatten(0, (views, -1)).float().cpu())
+    return {name: torch.cat(parts, 1) for name, parts in found.items() if parts}
+
+
 def projectors_of(imported: Imported) -> dict[str, nn.Module]:
     """By the name of their outputs; heads that share one name it once each."""
     heads: Mapping[str, ImportedHead] = imported.heads
@@ -102,6 +135,22 @@ def weights_hash(network: nn.Module) -> str:
         found.update(f"{name} {x.dtype} {tuple(x.shape)}\n".encode())
         found.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
+
+
+def _augmentation(crop: Crop, views: int) -> Augmentation:
+    """So many of SimCLR's views, of the crop's size, and normalised as it is."""
+    wished = preset("simclr")
+    if crop.size < _LARGE:
+        wished = small(wished, size=crop.size)
+    view = replace(wished.groups[0].views[0], size=crop.size)
+    return replace(wished, groups=(Group((view,) * views),), normalization=crop.normalization)
+
+
+def _read(source: Source, index: int) -> Tensor | None:
+    try:
+        return source.image(index)
+    except BadImage:
+        return None
 
 
 def _seen(path: Path) -> dict[str, Any] | None:

@@ -28,6 +28,7 @@ WRITTEN = (
     "model",
     "audit",
     "report.html",
+    "audit.json",
 )
 _PACKAGES = ("prototile", "torch", "torchvision", "timm", "lightning", "numpy", "pillow")
 
