@@ -1,9 +1,9 @@
 """A run as readable tables (Markdown), and as files.
 
-save                                    both files
-assignments, views, loader, training    the text of each benchmark
-introduction                            what every text begins with
-table                                   rows of cells
+save                                           both files
+assignments, views, loader, training, audit    the text of each benchmark
+introduction                                   what every text begins with
+table                                          rows of cells
 """
 
 import json
@@ -61,6 +61,12 @@ def loader(run: dict[str, Any]) -> str:
 
 def learning(run: dict[str, Any], header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     return "\n".join(chain(_introduction("Learning", run), table(header, rows), _goals(run["goals"])))
+
+
+def audit(run: dict[str, Any], tables: Iterable[tuple[str, tuple[str, ...], Iterable[tuple[str, ...]]]]) -> str:
+    parts = [_introduction("Audit", run), _goals(run["goals"])]
+    parts += [chain((f"## {title}\n",), table(header, rows)) for title, header, rows in tables]
+    return "\n".join(chain(*parts))
 
 
 def _introduction(title: str, run: dict[str, Any]) -> Iterator[str]:
