@@ -45,16 +45,20 @@ from prototile.regularizers import (
 
 if TYPE_CHECKING:
     from prototile import audit, backbones, checkpoints, demo, evaluation, methods, recipes, reports, training
+    from prototile.cli.auditing import audit_checkpoint
+    from prototile.cli.exporting import export_checkpoint
     from prototile.cli.pretraining import pretrain
 
 _LATER = ("audit", "backbones", "checkpoints", "demo", "evaluation", "methods", "recipes", "reports", "training")
+
+_VERBS = {"pretrain": "pretraining", "audit_checkpoint": "auditing", "export_checkpoint": "exporting"}
 
 
 def __getattr__(name: str) -> Any:
     if name in _LATER:
         return importlib.import_module(f"prototile.{name}")
-    if name == "pretrain":
-        return importlib.import_module("prototile.cli.pretraining").pretrain
+    if name in _VERBS:
+        return getattr(importlib.import_module(f"prototile.cli.{_VERBS[name]}"), name)
     raise AttributeError(f"module 'prototile' has no attribute {name!r}")
 
 
@@ -89,6 +93,7 @@ __all__ = [
     "Uniformity",
     "VarianceCovariance",
     "audit",
+    "audit_checkpoint",
     "backbones",
     "checkpoints",
     "cross_entropy",
@@ -97,6 +102,7 @@ __all__ = [
     "demo",
     "dense",
     "evaluation",
+    "export_checkpoint",
     "losses",
     "methods",
     "nearest",

@@ -24,7 +24,7 @@ from prototile.audit import (
     audit_embeddings,
     audit_prototypes,
 )
-from prototile.audit.compare import compare
+from prototile.audit.compare import Comparison, compare
 from prototile.audit.cover import EPSILON
 from prototile.audit.embeddings import alignment_of, lidar
 from prototile.audit.maps import map_embeddings, map_prototypes
@@ -47,6 +47,7 @@ from prototile.reports.audit import Epoch, Pictures, Sheet, neighbor_sheets, ren
 
 TEMPERATURE = 0.1  # of most published students; where a file does not tell it
 VIEWED = 1000  # images of which several views are looked at
+EPOCHS = 12  # lines of a terminal
 PAGE, NUMBERS = "report.html", "audit.json"
 
 
@@ -59,6 +60,7 @@ class Audited:
     sheets: Mapping[str, Sequence[Sheet]] = field(default_factory=dict)
     epochs: Sequence[Epoch] = ()
     facts: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
+    images: Tensor | None = None  # the numbers, in the data, of those that could be read
 
     @property
     def page(self) -> str:
@@ -138,6 +140,7 @@ def audit_checkpoint(
         pictures=Pictures(source, rows=stored.taken.numpy()),
         sheets={FEATURES: neighbor_sheets(features, looked.labels, seed=seed)},
         facts={**found.facts, **_about_images(data or "", stored, crop.size)},
+        images=stored.taken,
     )
 
 
@@ -200,7 +203,7 @@ def page(audited: Sequence[Audited]) -> str:
         first.audit,
         first.pictures,
         audits[1:],
-        comparison=compare(audits) if others else None,
+        comparison=_compared(audited) if others else None,
         epochs_of_run=first.epochs,
         sheets=first.sheets,
         facts=first.facts,
@@ -212,10 +215,18 @@ def write(audited: Sequence[Audited], out: Path) -> None:
     audits = [each.audit for each in audited]
     numbers: dict[str, Any] = audits[0].as_dict()
     if len(audits) > 1:
-        numbers = {"audits": [audit.as_dict() for audit in audits], "comparison": compare(audits).as_dict()}
+        numbers = {"audits": [audit.as_dict() for audit in audits], "comparison": _compared(audited).as_dict()}
     texts = {NUMBERS: json.dumps(numbers, allow_nan=False), PAGE: page(audited)}
     for name, text in texts.items():
         write_atomically(out / name, lambda file, text=text: file.write(text.encode("utf-8", "replace")))
+
+
+def _compared(audited: Sequence[Audited]) -> Comparison:
+    """Side by side; where all have seen the same images, these tell which clusters correspond."""
+    seen = [each.images for each in audited]
+    first = seen[0]
+    same = first is not None and all(rows is not None and torch.equal(rows, first) for rows in seen)
+    return compare([each.audit for each in audited], same_images=same)
 
 
 def prior_of(text: str) -> Prior:
@@ -308,6 +319,8 @@ def command(words: Sequence[str]) -> int:
     out = _out(given.checkpoint[0]) if given.out is None else Path(given.out)
     write(audited, out)
     print(table(audits), end="")
+    for each in audited:
+        print(_over_epochs(each.epochs), end="")
     print(f"\nThe page: {out / PAGE}   (numbers: {out / NUMBERS})")
     failed = below(audits, wanted)
     for line in failed:
@@ -351,6 +364,21 @@ def _parser() -> argparse.ArgumentParser:
         help=f"exit with 1 where a share is below: {', '.join(MEASURES)}; may be given several times",
     )
     return parser
+
+
+def _over_epochs(epochs: Sequence[Epoch]) -> str:
+    """A run's epochs, one a line: at most the first ones, some between and the last ones."""
+    if not epochs:
+        return ""
+    stride = -(-len(epochs) // EPOCHS)
+    lines = ["\nover the epochs: unique prototypes; effective number, empty clusters of the latest targets"]
+    for epoch in [*epochs[:-1:stride], epochs[-1]]:
+        for head, x in epoch.heads.items():
+            line = f"  epoch {epoch.number:g} ({head}): {x.unique:,} of {x.prototypes:,}"
+            if x.effective is not None and x.empty is not None:
+                line += f"; {x.effective:,.1f}, {x.empty:,}"
+            lines.append(line)
+    return "\n".join(lines) + "\n"
 
 
 def _level(text: str) -> tuple[str, float]:
