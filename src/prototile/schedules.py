@@ -5,6 +5,7 @@
     Cosine(base, final, warmup_epochs=...)             linear warm-up, then half a cosine
     Linear(start, final)                               a straight line
     EpochRamp(start, final, epochs)                    a line over epochs, constant within one and afterwards
+    Steps(base, factor, epochs)                        constant, times the factor from each of these epochs on
     Product(a, b)                                      one times the other
 
 What official implementations do differently from each other is a field: a horizon beyond the last step
@@ -131,6 +132,18 @@ class EpochRamp(Schedule):
         if epoch >= self.epochs:
             return self.final
         return self.start + (self.final - self.start) * epoch / max(self.epochs - 1, 1)
+
+
+@dataclass(frozen=True)
+class Steps(Schedule):
+    """`base`, multiplied by `factor` from each of these epochs on (counted from 0)."""
+
+    base: float
+    factor: float
+    epochs: tuple[float, ...]
+
+    def __call__(self, progress: Progress) -> float:
+        return self.base * self.factor ** sum(progress.epoch >= epoch for epoch in self.epochs)
 
 
 @dataclass(frozen=True)

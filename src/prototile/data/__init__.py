@@ -8,6 +8,7 @@
     shards      tar files that are read in order
     images      image files of any mode into RGB
     longtail    seeded long-tailed subsets; head, middle and tail
+    subsets     a share of each class, a part to validate on, the images of a list
     samplers    which images a batch holds
     loader      batches of views, resumable to the exact next image
     feeds, bad  what the loader's workers do; images that cannot be read
@@ -31,9 +32,10 @@ from prototile.data.longtail import (
     long_tailed,
 )
 from prototile.data.opening import open_data, open_source
-from prototile.data.samplers import ClassesPerBatch, ClassPower, InOrder, Sampler, Shuffled
+from prototile.data.samplers import ClassesPerBatch, ClassPower, InOrder, Repeated, Sampler, Shuffled
 from prototile.data.shards import Shards, open_shards
 from prototile.data.source import Arrays, BadImage, Source, Subset
+from prototile.data.subsets import held_out, named, stratified
 from prototile.data.toys import Toy, digits, handwriting, mnist_on_cifar
 
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "Loader",
     "Power",
     "Profile",
+    "Repeated",
     "Sampler",
     "Shards",
     "Shuffled",
@@ -65,11 +68,14 @@ __all__ = [
     "folder",
     "group_means",
     "handwriting",
+    "held_out",
     "listed",
     "long_tailed",
     "mnist_on_cifar",
+    "named",
     "open_data",
     "open_shards",
     "open_source",
+    "stratified",
     "torchvision_source",
 ]

@@ -3,6 +3,7 @@ r"""Samplers: which images a batch holds, as a function of seed, epoch and step 
     sampler                               a batch                                    P(image in batch)
     Shuffled(num_images, batch_size)      the next images of a permutation           B / n
     InOrder(num_images, batch_size)       the next images, for evaluation            -
+    Repeated(num_images, batch_size, r)   a permutation, each image r times in turn  B / n
     ClassesPerBatch(labels, ..., c)       c classes, equally many images of each     B / (C N), whatever c is
     ClassPower(labels, ..., exponent)     classes by N^exponent, then their images   proportional to N^exponent / N
 
@@ -91,6 +92,38 @@ class InOrder(Sampler):
     def batch(self, epoch: int, step: int) -> Int[np.ndarray, " b"]:
         assert 0 <= step < len(self)
         return np.arange(step * self.batch_size, min((step + 1) * self.batch_size, self.num_images))
+
+
+class Repeated(Sampler):
+    """Each image `repeats` times in one batch, in different views, so that an epoch sees a part of the images only
+    (Hoffer et al. 2020, https://arxiv.org/abs/1901.09335; DeiT: three times).
+    """
+
+    def __init__(self, num_images: int, batch_size: int, repeats: int = 3, *, seed: int = 0):
+        _check_positive(num_images=num_images, batch_size=batch_size, repeats=repeats)
+        if batch_size > num_images:
+            raise ValueError(
+                f"{num_images} images are less than one batch of {batch_size}: use a batch_size of at most {num_images}"
+            )
+        self.batch_size, self.num_images = batch_size, num_images
+        self._repeats, self._seed = repeats, seed
+        self._drawn = (-1, np.empty(0, np.int64))  # the epoch whose order this is
+
+    def identity(self) -> dict[str, Any]:
+        named = {"images": self.num_images, "batch": self.batch_size, "repeats": self._repeats, "seed": self._seed}
+        return {"sampler": "repeated", **named}
+
+    def __len__(self) -> int:
+        return self.num_images // self.batch_size
+
+    def batch(self, epoch: int, step: int) -> Int[np.ndarray, " b"]:
+        assert 0 <= step < len(self)
+        drawn, order = self._drawn
+        if drawn != epoch:
+            order = generator(self._seed, Stream.SAMPLER, epoch, 0).permutation(self.num_images)
+            self._drawn = (epoch, order)
+        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        return order[places // self._repeats]
 
 
 class ClassesPerBatch(Sampler):

@@ -42,7 +42,7 @@ from prototile.methods._swav import swav
 from prototile.methods.addons import AddOn, auh, e2mc, koleo_data, koleo_proto, mmcr_term, vcreg
 from prototile.methods.joint_embedding import JointEmbedding
 from prototile.methods.masked import MaskedLatents, MaskedPixels
-from prototile.methods.method import Clusters, Method, Terms
+from prototile.methods.method import Clusters, Method, Supervised, Terms
 from prototile.methods.prototypical import Prototypical
 
 METHODS: dict[str, Callable[..., Method]] = {
@@ -84,6 +84,7 @@ __all__ = [
     "MaskedPixels",
     "Method",
     "Prototypical",
+    "Supervised",
     "Terms",
     "auh",
     "barlow_twins",

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from prototile.assignments import Assignments
@@ -85,3 +85,10 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def roles(self) -> Mapping[str, nn.Module]:
         """Parts that some optimisers treat apart: "prototypes", "predictor"."""
+
+
+class Supervised(Method):
+    """A method that learns from labels: its `forward` sees them beside the views."""
+
+    @abstractmethod
+    def forward(self, views: tuple[Views, ...], progress: Progress, labels: Int[Tensor, " b"]) -> Terms: ...

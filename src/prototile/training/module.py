@@ -22,7 +22,7 @@ from torch import Tensor
 from prototile import distributed
 from prototile.balancing import Queue
 from prototile.data import Loader
-from prototile.methods import Method, Terms
+from prototile.methods import Method, Supervised, Terms
 from prototile.schedules import Progress
 from prototile.training.optimization import Optimization
 from prototile.types import Batch
@@ -127,7 +127,7 @@ class Training(pl.LightningModule):
         self.progress = self.now()
         self.pixel_sum = torch.stack([views.images.sum() for views in batch.views]).sum()
         try:
-            self.terms = terms = self.method(batch.views, self.progress)
+            self.terms = terms = self._learn(batch, self.progress)
         except ValueError as error:
             if not bool(self.pixel_sum.isfinite()):
                 raise Diverged(
@@ -173,6 +173,11 @@ class Training(pl.LightningModule):
         self._restored = own
 
     # What they need.
+
+    def _learn(self, batch: Batch, progress: Progress) -> Terms:
+        if isinstance(self.method, Supervised):
+            return self.method(batch.views, progress, batch.labels)
+        return self.method(batch.views, progress)
 
     def _prepare(self) -> None:
         state = self.loader.state_dict()

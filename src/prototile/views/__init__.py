@@ -16,7 +16,7 @@ from prototile.views.engine import Crops, Engine
 from prototile.views.finish import denormalized
 from prototile.views.masks import Blocks, Draw, FixedBlocks, Masks, RandomDrop, SharedDrop, SpreadBlocks
 from prototile.views.presets import PRESETS, preset, small
-from prototile.views.spec import CIFAR10, IMAGENET, Augmentation, Blur, Group, Jitter, Normalization, View
+from prototile.views.spec import CIFAR10, IMAGENET, Augmentation, Blur, Group, Jitter, Normalization, Policy, View
 
 __all__ = [
     "CIFAR10",
@@ -33,6 +33,7 @@ __all__ = [
     "Jitter",
     "Masks",
     "Normalization",
+    "Policy",
     "RandomDrop",
     "SharedDrop",
     "SpreadBlocks",

@@ -80,6 +80,7 @@ class Engine:
                 _crop(some, group, uniform[part], out[:, part])
         if start != count:
             raise ValueError(f"every image needs a key: {count} keys, {'more' if start > count else start} images")
+        self._apply_policies(pixels, draw)
         generators = Generators.of(self.seed, draw)
         return tuple(
             Crops(out, draw_looks(group.views, uniform), *self._hidden(group, draw, generators))
@@ -91,6 +92,19 @@ class Engine:
         images = crops.images.flatten(0, 1)
         finished = finish(images, crops.looks, self.augmentation.normalization, self.augmentation.colour)
         return Views(finished.view(crops.images.shape), crops.mask, crops.keep)
+
+    def _apply_policies(self, pixels: Sequence[UInt8[Tensor, "_v b 3 _s _s"]], draw: Draw) -> None:
+        """In place, image by image; an image's views take numbers of one generator in turn."""
+        places = [
+            (out[v], view.policy)
+            for group, out in zip(self.augmentation.groups, pixels, strict=True)
+            for v, view in enumerate(group.views)
+            if view.policy is not None
+        ]
+        for b, number in enumerate(draw.numbers if places else ()):
+            random = generator(self.seed, Stream.POLICY, draw.epoch, int(number))
+            for images, policy in places:
+                images[b] = policy(images[b], random)
 
     def _at(self, progress: Progress | None) -> Augmentation:
         if not self.augmentation.follows_the_run:

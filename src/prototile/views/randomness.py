@@ -20,6 +20,8 @@ class Stream(IntEnum):
     SHARDS = 5
     TAIL = 6
     TOY = 7
+    POLICY = 8
+    SUBSET = 9
 
 
 def generator(seed: int, stream: int, epoch: int, number: int) -> np.random.Generator:

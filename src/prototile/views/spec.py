@@ -1,14 +1,20 @@
 """What views are made of, as data: an augmentation is groups of equally large views.
 
 Jitter, Blur     how strongly, and how often
+Policy           random operations on an image's uint8 pixels of any other kind: RandAugment
 View             one random view: where it is cropped, and what happens to its pixels, in this order: crop and
-                 resize, flip, jitter, grey, blur, solarise
+                 resize, flip, policy, jitter, grey, blur, solarise
 Group            equally large views, which pass a network together, and what hides their patches
 Augmentation     groups, the normalisation of pixels, and how colours are computed
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Literal
+
+import numpy as np
+from jaxtyping import UInt8
+from torch import Tensor
 
 from prototile.schedules import Progress, Schedule
 from prototile.views.masks import Masks
@@ -46,6 +52,13 @@ class Blur:
             raise ValueError(f"a blur's sigma must be (low, high) with 0 < low <= high, got {self.sigma}")
 
 
+class Policy(ABC):
+    """Random operations on the pixels of a view that was cropped and flipped; the same generator, the same pixels."""
+
+    @abstractmethod
+    def __call__(self, image: UInt8[Tensor, "3 s s"], random: np.random.Generator) -> UInt8[Tensor, "3 s s"]: ...
+
+
 @dataclass(frozen=True)
 class View:
     """A random view of `size` x `size` pixels: a crop of `scale` of the area, with aspect `ratio`; the rest by chance.
@@ -62,6 +75,7 @@ class View:
     blur: Blur | None = None
     solarize: float = 0.0
     interpolation: Interpolation = "bicubic"
+    policy: Policy | None = None
 
     def __post_init__(self) -> None:
         if self.size < 1:

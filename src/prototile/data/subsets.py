@@ -1,0 +1,73 @@
+"""Parts of labelled images: what semi-supervised protocols learn from, and what hyper-parameters are chosen on.
+
+    stratified(source, share)    the same share of every class: 1%, 10%
+    held_out(source, share)      what is left to train on, and a part to validate on
+    named(source, ids)           the images of a list, such as ImageNet's official 1%
+
+Axes: n images, m of them that are kept, c classes.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+
+import numpy as np
+from jaxtyping import Int
+
+from prototile.data.longtail import class_labels
+from prototile.data.source import Source, Subset
+from prototile.views.randomness import Stream, generator
+
+_SHOWN = 5  # names in a message
+
+
+def stratified(source: Source, share: float, *, seed: int = 0) -> Subset:
+    """`share` of the images of every class, rounded, but one at least; in the order of `source`.
+
+    Only `seed` decides in which order a class's images come, so that a larger share has all of a smaller one's.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share lies in (0, 1], got {share}: 0.01 is one image in a hundred")
+    labels = class_labels(source.labels)
+    kept = [images[: max(1, round(share * len(images)))] for images in _drawn(labels, seed)]
+    return Subset(source, np.sort(np.concatenate(kept)))
+
+
+def held_out(source: Source, share: float, *, seed: int = 0) -> tuple[Subset, Subset]:
+    """The images to train on, and `share` of every class that has two, one at least, to validate on."""
+    if not 0 < share < 1:
+        raise ValueError(f"the share that is held out lies in (0, 1), got {share}")
+    labels = class_labels(source.labels)
+    held = np.zeros(len(labels), bool)
+    for images in _drawn(labels, seed):
+        if len(images) > 1:
+            held[images[len(images) - min(max(1, round(share * len(images))), len(images) - 1) :]] = True
+    if not held.any():
+        raise ValueError("every class has one image only: none can be held out, so give images to validate on")
+    return Subset(source, ~held), Subset(source, held)
+
+
+def named(source: Source, ids: Iterable[str]) -> Subset:
+    """The images with these ids, in the order of `source`; the last part of a path is enough where it is unique."""
+    wanted = list(dict.fromkeys(ids))
+    if not wanted:
+        raise ValueError("the list names no images")
+    full = {source.id(i): i for i in range(len(source))}
+    counts = Counter(PurePosixPath(id).name for id in full)
+    short = {PurePosixPath(id).name: i for id, i in full.items()}
+    found = {id: full.get(id, short.get(id)) for id in wanted}
+    if twice := [id for id in wanted if id not in full and counts[id] > 1]:
+        raise ValueError(f"several images are called {', '.join(twice[:_SHOWN])}: give their whole ids")
+    if missing := [id for id, index in found.items() if index is None]:
+        raise ValueError(
+            f"{len(missing)} of {len(wanted)} images of the list are not in this data: {', '.join(missing[:_SHOWN])}; "
+            f"ids look like {source.id(0)}"
+        )
+    return Subset(source, np.array(sorted({index for index in found.values() if index is not None}), np.int64))
+
+
+def _drawn(labels: Int[np.ndarray, " n"], seed: int) -> list[Int[np.ndarray, " _m"]]:
+    """The images of each class that has some, in a drawn order."""
+    return [
+        generator(seed, Stream.SUBSET, 0, int(k)).permutation(np.flatnonzero(labels == k)) for k in np.unique(labels)
+    ]
