@@ -214,3 +214,10 @@ def test_plain_values():
     assert sum(Histogram.of(torch.ones(5), 4).counts) == 5
     assert quantiles(torch.tensor([1.0, 2, 3, math.inf]))["median"] == 2
     assert quantiles(torch.empty(0))["mean"] is None
+
+
+def test_a_pair_of_twins_tells_nothing_of_mass_and_redundancy():
+    redundancy = torch.tensor([1] * 48 + [2, 2])
+    weights = torch.eye(50).repeat_interleave(redundancy, 0)
+    z = torch.eye(50).repeat_interleave(40 * redundancy, 0)
+    assert "mass and redundancy" not in names(verdict({}, {"cls": audit_clusters(z, weights, 0.05)}))

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import torch
+
 from prototile.audit.clusters import ClusterAudit
 from prototile.audit.embeddings import EmbeddingAudit
 from prototile.audit.prototypes import PrototypeAudit
@@ -73,6 +75,7 @@ UNIFORM = 0.05  # nats below ln K, as in `diagnosis`: a random start has .2
 FAR, NEAR = 0.5, 0.2  # mass elsewhere than the prior says; finite samples make up to .2
 LAWLIKE = 2.0  # times the distance to a power law that sampling alone makes
 SURE = 3.0  # standard errors of a rank correlation, which are 1 / sqrt(m - 1) where there is none
+UNLIKE = 10  # unique prototypes that differ in redundancy: with a few, a rank correlation is theirs alone
 CLEAR = 0.2  # rank correlation that is worth a word, however sure
 CONSTANT = 0.05  # spread, as in `diagnosis`: a mean cosine of .998
 _ROWS = 32  # a share among fewer images says nothing
@@ -203,7 +206,8 @@ def _of_clusters(part: str, x: ClusterAudit) -> Iterator[Statement]:
     yield from _law(part, x)
     m = len(x.merged_sizes)
     rank = x.mass.spearman
-    if rank is not None and abs(rank) > CLEAR and abs(rank) * math.sqrt(m - 1) > SURE:
+    others = m - int(torch.bincount(x.redundancy).max())  # unique prototypes of another redundancy than the commonest
+    if rank is not None and others >= UNLIKE and abs(rank) > CLEAR and abs(rank) * math.sqrt(m - 1) > SURE:
         more = "more" if rank > 0 else "less"
         slope = "" if x.mass.slope is None else f", log-log slope {x.mass.slope:.2f}"
         yield Statement(
