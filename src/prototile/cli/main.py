@@ -94,6 +94,19 @@ def _audit(words: list[str]) -> int:
         return command(words)
 
 
+def _finetune(words: list[str]) -> int:
+    from prototile.cli.finetuning import command
+    from prototile.training.checkpointing import Interrupted
+
+    try:
+        with _messages_on_screen():
+            command(words)
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        return int(error.code) if isinstance(error.code, int) else 130
+    return 0
+
+
 def _export(words: list[str]) -> None:
     from prototile.cli.exporting import command
 
@@ -190,5 +203,6 @@ VERBS = {
     "recipes": Verb("the ready runs; with a name, one of them", _recipes),
     "pretrain": Verb("train a method on any images", _pretrain),
     "audit": Verb("what the prototypes of any checkpoint are like: a table, and a page", _audit),
+    "finetune": Verb("train the backbone of any checkpoint on labels, by published recipes", _finetune),
     "export": Verb("the backbone of any checkpoint as one file for others", _export),
 }

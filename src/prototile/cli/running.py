@@ -276,7 +276,7 @@ def _probe(
         "normalization": views.normalization,
     }
     if probe_data is not None:
-        return Probe(open_source(probe_data, None, download), _tested(probe_data, split, download), **options)
+        return Probe(open_source(probe_data, None, download), usual_test(probe_data, split, download), **options)
     labels = None if isinstance(source, Shards) else source.labels
     if isinstance(source, Shards) or labels is None or labels.ndim != 1 or not (labels >= 0).any():
         if split is not None:
@@ -284,10 +284,10 @@ def _probe(
                 "a probe needs labels, and these images have none: leave out probe_split, or say probe_data"
             )
         return None
-    return Probe(source, _tested(data, split, download), **options)
+    return Probe(source, usual_test(data, split, download), **options)
 
 
-def _tested(data: str, split: str | None, download: bool) -> Source | None:
+def usual_test(data: str, split: str | None, download: bool) -> Source | None:
     """The split to test on: the one that is asked for, or the one that the data set has for it."""
     if split is not None:
         return open_source(data, split, download)
