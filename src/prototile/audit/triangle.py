@@ -99,7 +99,7 @@ class _Sweep:
         else:
             top = float(improve_(self.best, self.nearest, rows, tile, columns.start).max())
             if not same:
-                improve_(self.best, self.nearest, columns, tile.T, rows.start)
+                improve_(self.best, self.nearest, columns, tile, rows.start, columns=True)
         level = len(self.epsilons) - 1
         while level >= 0 and top > self.thresholds[level] - BORDERLINE:
             where = _above(tile, self.thresholds[level] - BORDERLINE, max(_FEW * tile.numel(), len(tile)))
@@ -115,7 +115,7 @@ class _Sweep:
         covered = self.mask[: tile.numel()].view_as(tile)
         ones = self.ones[: tile.shape[1]], self.ones[: len(tile)]
         if float(torch.sub(tile, threshold, out=covered).abs_().min()) < BORDERLINE:
-            near = (covered < BORDERLINE).sum()
+            near = _count_below(covered, BORDERLINE)
             self.borderline[level] += near // 2 if same else near
         torch.gt(tile, threshold, out=covered)
         found = covered @ ones[0], covered.T @ ones[1]  # products with ones are the fastest sums
@@ -198,3 +198,7 @@ def _above(tile: Tensor, threshold: float, most: float) -> Int[Tensor, " q"] | N
         return close.flatten().nonzero().flatten() if int(close.sum()) <= most else None
     close = tile.numpy() > threshold  # several times as fast as torch at this
     return torch.from_numpy(np.flatnonzero(close)) if np.count_nonzero(close) <= most else None
+
+
+def _count_below(tile: Tensor, threshold: float) -> int:
+    return int((tile < threshold).sum()) if tile.is_cuda else int(np.count_nonzero(tile.numpy() < threshold))
