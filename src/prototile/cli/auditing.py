@@ -320,7 +320,7 @@ def command(words: Sequence[str]) -> int:
     write(audited, out)
     print(table(audits), end="")
     for each in audited:
-        print(_over_epochs(each.epochs), end="")
+        print(_over_epochs(each.audit.name, each.epochs), end="")
     print(f"\nThe page: {out / PAGE}   (numbers: {out / NUMBERS})")
     failed = below(audits, wanted)
     for line in failed:
@@ -366,12 +366,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _over_epochs(epochs: Sequence[Epoch]) -> str:
+def _over_epochs(name: str, epochs: Sequence[Epoch]) -> str:
     """A run's epochs, one a line: at most the first ones, some between and the last ones."""
     if not epochs:
         return ""
     stride = -(-len(epochs) // EPOCHS)
-    lines = ["\nover the epochs: unique prototypes; effective number, empty clusters of the latest targets"]
+    lines = [f"\n{name} over the epochs: unique prototypes; effective number, empty clusters of the latest targets"]
     for epoch in [*epochs[:-1:stride], epochs[-1]]:
         for head, x in epoch.heads.items():
             line = f"  epoch {epoch.number:g} ({head}): {x.unique:,} of {x.prototypes:,}"
