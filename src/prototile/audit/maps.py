@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from sklearn.manifold import TSNE
 from torch import Tensor
 
 from prototile.audit.cover import Unique
@@ -115,6 +114,8 @@ def _placed(x: Float[Tensor, "m d"], seed: int) -> tuple[Float[Tensor, "m 2"], f
     perplexity = min(PERPLEXITY, (len(x) - 1) / 3)
     if len(x) < _LEAST:
         return start, max(perplexity, 0.0)
+    from sklearn.manifold import TSNE  # its import takes seconds, for which who draws no map need not wait
+
     start = 1e-4 * start / start[:, 0].std().clamp(min=1e-12)  # as is usual: far smaller than the map
     place: Any = start.numpy()  # scikit-learn takes an array, and says a word
     tsne = TSNE(perplexity=perplexity, metric="cosine", init=place, random_state=seed, n_jobs=1)
