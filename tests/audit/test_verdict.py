@@ -127,6 +127,11 @@ def test_the_prior():
     sizes = (PowerLaw(1.0)(8) * 1000).round().long().tolist()
     assert names(of_sizes(sizes, prior=PowerLaw(1.0)(8)))["near the prior"] == "fine"
     assert names(of_sizes(sizes[::-1], prior=PowerLaw(2.0)(8)))["far from the prior"] == "problem"
+    even = [1000 // 8] * 8
+    mild = PowerLaw(0.4)(8)
+    assert 0.1 < float((mild - 1 / 8).abs().sum() / 2) < 0.2
+    assert "near the prior" not in names(of_sizes(even, prior=mild)), "equal shares are as near, whatever the prior"
+    assert names(of_sizes(even, prior=Uniform()(8)))["near the prior"] == "fine"
     between = names(of_sizes(sizes, prior=Uniform()(8)))
     assert not {"near the prior", "far from the prior"} & set(between)
     assert not {"near the prior", "far from the prior"} & set(names(of_sizes(sizes)))
@@ -140,6 +145,10 @@ def test_laws_are_told_only_where_sizes_follow_one():
     even = torch.bincount(torch.randint(80, (4000,)), minlength=80).tolist()
     assert {x.name: x.text for x in of_sizes(even)}["law of sizes"] == "Sizes are as equal as chance allows"
     assert "law of sizes" not in names(of_sizes([90] * 40 + [10] * 40))
+    z = torch.eye(80)[torch.arange(80).repeat_interleave(torch.tensor(lawful))]
+    twins = verdict({}, {"cls": audit_clusters(z, torch.eye(80).repeat(2, 1), 0.05)})
+    said = {statement.name: statement.text for statement in twins}
+    assert said["law of sizes"].startswith("Sizes of unique prototypes follow a power law of exponent 0.")
 
 
 def test_mass_and_redundancy_are_told_where_they_go_together():

@@ -48,6 +48,7 @@ class ClusterAudit:
     soft_mass: MassByRedundancy  # of the merged marginal
     labels: LabelAudit | None  # of `assigned`
     merged_labels: LabelAudit | None  # of `merged_assigned`
+    merged_power: PowerFit | None = None  # of `merged_sizes`; none for one unique prototype
 
     @property
     def empty(self) -> int:
@@ -145,8 +146,8 @@ class ClusterAudit:
             "images", "prototypes", "temperature", "entropy", "confidence", "empty", "empty_by_chance", "merged_empty",
             "merged_empty_by_chance", "largest", "gini", "marginal_entropy", "effective", "faint", "to_uniform",
             "distance_to_uniform", "to_prior", "distance_to_prior", "sorted_distance_to_prior", "power",
-            "marginal_power", "mass", "soft_mass", "labels", "merged_labels", "entropies", "confidences", "sizes",
-            "marginal", "merged_sizes", "merged_marginal", "representatives", "redundancy",
+            "marginal_power", "merged_power", "mass", "soft_mass", "labels", "merged_labels", "entropies", "confidences",
+            "sizes", "marginal", "merged_sizes", "merged_marginal", "representatives", "redundancy",
         )  # fmt: skip
         return {name: plain(getattr(self, name)) for name in numbers} | {
             "relative sizes": quantiles(self.relative_sizes)

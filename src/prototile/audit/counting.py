@@ -154,6 +154,7 @@ class ClusterCounter:
             soft_mass=mass_by_redundancy(merged_marginal, redundancy),
             labels=_labels_of(assigned, labels, k, groups),
             merged_labels=_labels_of(merged, labels, m, groups),
+            merged_power=None if m == 1 else fit_power(merged_sizes),
         )
 
 

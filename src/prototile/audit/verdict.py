@@ -73,6 +73,9 @@ SOME = 0.1  # the same, worth a note: several times what sampling 4 images a pro
 MOST = 0.5  # share of the images in one cluster
 UNIFORM = 0.05  # nats below ln K, as in `diagnosis`: a random start has .2
 FAR, NEAR = 0.5, 0.2  # mass elsewhere than the prior says; finite samples make up to .2
+SKEWED = (
+    0.1  # mass that a prior moves away from equal shares; one that moves more is followed by more than equal shares
+)
 LAWLIKE = 2.0  # times the distance to a power law that sampling alone makes
 SURE = 3.0  # standard errors of a rank correlation, which are 1 / sqrt(m - 1) where there is none
 UNLIKE = 10  # unique prototypes that differ in redundancy: with a few, a rank correlation is theirs alone
@@ -216,7 +219,7 @@ def _of_clusters(part: str, x: ClusterAudit) -> Iterator[Statement]:
             part,
             f"Prototypes that stand for many hold {more} of the images",
             f"Spearman correlation of redundancy and share {rank:.2f} over {m:,} unique prototypes{slope}",
-            "Redundancy stands in for cluster size, where the loss asks for equal shares."
+            "Redundancy stands in for cluster size: the data's clusters are less equal than the shares asked for."
             if rank > 0
             else "Redundancy does not stand in for cluster size here.",
             "a prior with unequal shares (power law), where the data's clusters are unequal." if rank > 0 else None,
@@ -280,23 +283,27 @@ def _to_the_prior(part: str, x: ClusterAudit) -> Iterator[Statement]:
             "a balancer that brings targets to the same prior, a heavier weight on its term, or a prior that the data "
             "can follow.",
         )
-    elif distance <= NEAR:
+        return
+    skew = float((x.prior - 1 / x.prototypes).abs().sum() / 2) if x.prior is not None else 0.0
+    if distance <= (NEAR if skew < SKEWED else min(NEAR, skew / 2)):
         text = f"The marginal follows the prior up to {distance:.0%} of its mass"
         yield Statement("fine", "near the prior", part, text, evidence, "Clusters have the shares that were asked for.")
 
 
 def _law(part: str, x: ClusterAudit) -> Iterator[Statement]:
-    fit = x.power
+    merged = len(x.merged_sizes) < x.prototypes
+    fit = x.merged_power if merged else x.power
     if fit is None or fit.error is None or fit.noise is None or x.images < ENOUGH * x.prototypes:
         return
     if fit.distance > LAWLIKE * fit.noise:
         return
     evidence = f"exponent {fit.exponent:.3f} +- {fit.error:.3f}; {fit.distance:.1%} of the mass off the law, "
     evidence += f"{fit.noise:.1%} by sampling alone"
+    whose = "Sizes of unique prototypes" if merged else "Sizes"
     if fit.low == 0:
-        text, meaning = "Sizes are as equal as chance allows", "No power law is to be told from equal shares."
+        text, meaning = f"{whose} are as equal as chance allows", "No power law is to be told from equal shares."
     else:
-        text = f"Sizes follow a power law of exponent {fit.exponent:.2f}"
+        text = f"{whose} follow a power law of exponent {fit.exponent:.2f}"
         meaning = "The r-th largest cluster has a share proportional to r^-exponent."
     yield Statement("note", "law of sizes", part, text, evidence, meaning)
 
