@@ -146,8 +146,8 @@ class ClusterAudit:
             "images", "prototypes", "temperature", "entropy", "confidence", "empty", "empty_by_chance", "merged_empty",
             "merged_empty_by_chance", "largest", "gini", "marginal_entropy", "effective", "faint", "to_uniform",
             "distance_to_uniform", "to_prior", "distance_to_prior", "sorted_distance_to_prior", "power",
-            "marginal_power", "merged_power", "mass", "soft_mass", "labels", "merged_labels", "entropies", "confidences",
-            "sizes", "marginal", "merged_sizes", "merged_marginal", "representatives", "redundancy",
+            "marginal_power", "merged_power", "mass", "soft_mass", "labels", "merged_labels", "entropies",
+            "confidences", "sizes", "marginal", "merged_sizes", "merged_marginal", "representatives", "redundancy",
         )  # fmt: skip
         return {name: plain(getattr(self, name)) for name in numbers} | {
             "relative sizes": quantiles(self.relative_sizes)
