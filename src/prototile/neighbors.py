@@ -36,16 +36,14 @@ def nearest(x: Float[Tensor, "k d"], *, block: int = _BLOCK) -> tuple[Int[Tensor
                 tile = torch.mm(x[rows], x[columns].T, out=scratch[: shape[0] * shape[1]].view(shape))
                 if row == column:
                     tile.fill_diagonal_(-torch.inf)
-                improve_(best, index, rows, tile, column)
+                _improve(best, index, rows, tile, column)
                 if row != column:
-                    improve_(best, index, columns, tile, row, columns=True)
+                    _improve(best, index, columns, tile, row, columns=True)
     return index, best
 
 
-def improve_(
-    best: Tensor, index: Tensor, part: slice, tile: Tensor, offset: int, *, columns: bool = False
-) -> Float[Tensor, " n"]:
-    """Takes over the maxima of `tile`'s rows (or columns) where they are larger, and looks up where; gives them.
+def _improve(best: Tensor, index: Tensor, part: slice, tile: Tensor, offset: int, *, columns: bool = False) -> None:
+    """Takes over the maxima of `tile`'s rows (or columns) where they are larger, and looks up where.
 
     `part` says which of all rows they are, `offset` where the other axis begins.
     """
@@ -55,7 +53,6 @@ def improve_(
     for few in improved.split(128):  # few at a time: their copy stays in cache
         lines = tile.index_select(1, few).T.contiguous() if columns else tile.index_select(0, few)
         index[part.start + few] = _first_largest(lines) + offset
-    return top
 
 
 def _first_largest(x: Float[Tensor, "n m"]) -> Int[Tensor, " n"]:

@@ -154,6 +154,8 @@ def test_edges():
 def test_what_is_refused():
     with pytest.raises(ValueError, match="between 0 and 2"):
         audit_prototypes(torch.randn(3, 3), epsilons=(0.1, -1.0))
+    with pytest.raises(ValueError, match="cannot be told apart"):
+        audit_prototypes(torch.randn(3, 3), epsilons=(0.1, 0.100001))
     with pytest.raises(ValueError, match="prototype 1 is not finite"):
         audit_prototypes(torch.tensor([[1.0], [math.inf]]))
 

@@ -164,7 +164,9 @@ def _walk_(
     while walked:
         candidates = free[: min(walked, max(_LEAST, min(_CANDIDATES, _NUMBERS // len(free))))]
         chosen = _first_come(x[candidates] @ x[candidates].T > threshold)
-        covers = x[candidates[chosen]] @ x[free].T > threshold
+        few = x[candidates[chosen]]
+        # copies of nearly all rows would cost more than products with all
+        covers = (few @ x.T > threshold)[:, free] if 2 * len(free) > len(x) else few @ x[free].T > threshold
         taken = covers.any(0)
         taken[chosen] = True
         first = covers.to(torch.uint8).argmax(0)  # the first among equals

@@ -9,13 +9,12 @@ k rows (unit vectors), e epsilons from the smallest on, p directed pairs.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
-
-from prototile.neighbors import improve_
 
 BORDERLINE = 1e-6  # rounding of a float32 product may turn distances that lie as close to epsilon
 
@@ -57,10 +56,12 @@ class Closeness:
 
 
 def closeness(x: Float[Tensor, "k d"], epsilons: tuple[float, ...], *, neighbors: bool = False) -> Closeness:
-    """K^2 D / 2 multiply-adds in float32; `neighbors` asks for the nearest other row too."""
+    """K^2 D / 2 multiply-adds in float32; `neighbors` asks for the nearest other row too. Epsilons rise."""
+    if any(b - a <= 2 * BORDERLINE for a, b in pairwise(epsilons)):
+        raise ValueError(f"epsilons that differ by less than {2 * BORDERLINE:g} cannot be told apart, got {epsilons}")
     sweep = _Sweep(x, epsilons, neighbors)
-    block = _BLOCK_GPU if x.is_cuda else _BLOCK
-    scratch = x.new_empty(min(block, len(x)) ** 2)
+    block = sweep.block
+    scratch = x.new_empty(block**2)
     for row in range(0, len(x), block):
         rows = slice(row, min(row + block, len(x)))
         for column in range(row, len(x), block):
@@ -81,11 +82,13 @@ class _Sweep:
         self.epsilons, self.thresholds = epsilons, [1 - epsilon for epsilon in epsilons]
         self.degrees = torch.ones(len(epsilons), k, dtype=torch.int32, device=device)
         self.borderline = torch.zeros(len(epsilons), dtype=torch.long, device=device)
-        self.best = x.new_full((k,), -torch.inf)
-        self.nearest = torch.zeros(k, dtype=torch.long, device=device) if neighbors else None
+        self.x, self.neighbors = x, neighbors
+        self.best, self.where = x.new_full((k,), -torch.inf), torch.zeros(k, dtype=torch.long, device=device)
         self.complete = torch.full((k,), len(epsilons), dtype=torch.long, device=device)
-        self.boundaries = -torch.tensor(self.thresholds, dtype=x.dtype, device=device)
-        block = min(_BLOCK_GPU if x.is_cuda else _BLOCK, k)
+        bounds = [-(threshold + side) for threshold in self.thresholds for side in (BORDERLINE, -BORDERLINE)]
+        self.bounds = torch.tensor(bounds, dtype=x.dtype, device=device)
+        self.exact = torch.tensor([*self.thresholds, -torch.inf], dtype=x.dtype, device=device)
+        self.block = block = min(_BLOCK_GPU if x.is_cuda else _BLOCK, k)
         self.mask, self.ones = x.new_empty(block**2), x.new_ones(block)
         self.most = min(max(_LEAST, _PAIRS // k), _MOST)  # pairs that a row may have and still be complete
         none = torch.empty(0, dtype=torch.int32, device=device)
@@ -94,12 +97,12 @@ class _Sweep:
 
     def take(self, tile: Tensor, rows: slice, columns: slice) -> None:
         same = rows == columns
-        if self.nearest is None:
-            top = float(tile.max())
-        else:
-            top = float(improve_(self.best, self.nearest, rows, tile, columns.start).max())
+        if self.neighbors:
+            top = float(self._improve(tile.amax(1), rows, columns.start))
             if not same:
-                improve_(self.best, self.nearest, columns, tile, rows.start, columns=True)
+                self._improve(tile.amax(0), columns, rows.start)
+        else:
+            top = float(tile.max())
         level = len(self.epsilons) - 1
         while level >= 0 and top > self.thresholds[level] - BORDERLINE:
             where = _above(tile, self.thresholds[level] - BORDERLINE, max(_FEW * tile.numel(), len(tile)))
@@ -108,6 +111,27 @@ class _Sweep:
                 return
             self._count(tile, level, rows, columns)
             level -= 1
+
+    def _improve(self, top: Tensor, part: slice, tile: int) -> Tensor:
+        """Remembers of each row in which tile its nearest was, and gives the largest of all; see `_nearest`."""
+        better = top > self.best[part]
+        self.where[part] = torch.where(better, tile, self.where[part])
+        torch.maximum(self.best[part], top, out=self.best[part])
+        return top.max()
+
+    def _nearest(self) -> Int[Tensor, " k"]:
+        """The nearest rows, by one more product of each row with the tile in which its nearest was."""
+        index = torch.zeros_like(self.where)
+        order = self.where.argsort(stable=True)
+        tiles, counts = self.where.unique(return_counts=True)
+        for start, rows in zip(tiles.tolist(), order.split(counts.tolist()), strict=True):
+            others = self.x[start : start + self.block]
+            for few in rows.split(self.block):
+                cosines = self.x[few] @ others.T
+                own = ((few >= start) & (few < start + len(others))).nonzero().flatten()
+                cosines[own, few[own] - start] = -torch.inf
+                index[few] = cosines.argmax(1) + start
+        return index
 
     def _count(self, tile: Tensor, level: int, rows: slice, columns: slice) -> None:
         """Degrees at an epsilon at which there are many pairs; those are kept of which a side has few."""
@@ -141,8 +165,7 @@ class _Sweep:
         same = rows == columns
         cosines = tile.flatten()[where]
         row, column = where // tile.shape[1], where % tile.shape[1]
-        levels = self._levels(cosines)
-        near = self._at_least(self._levels(cosines + BORDERLINE)) - self._at_least(self._levels(cosines - BORDERLINE))
+        levels, near = self._levels(cosines)
         self.borderline[: level + 1] += (near // 2 if same else near)[: level + 1]
         for part, local in ((rows, row), (columns, column))[: 1 if same else 2]:
             counts = torch.bincount(local * (len(self.epsilons) + 1) + levels, minlength=self._bins(part))
@@ -158,13 +181,14 @@ class _Sweep:
     def _bins(self, part: slice) -> int:
         return (part.stop - part.start) * (len(self.epsilons) + 1)
 
-    def _levels(self, cosines: Tensor) -> Tensor:
-        """The first epsilon that covers a pair; their number where none does."""
-        return torch.bucketize(-cosines, self.boundaries, right=True)
-
-    def _at_least(self, levels: Tensor) -> Tensor:
-        """How many pairs each epsilon covers."""
-        return torch.bincount(levels, minlength=len(self.epsilons) + 1).cumsum(0)[:-1]
+    def _levels(self, cosines: Tensor) -> tuple[Tensor, Tensor]:
+        """The first epsilon that covers each pair, their number where none does; and borderline pairs of each."""
+        bins = torch.bucketize(-cosines, self.bounds, right=True)  # even: between two epsilons, odd: on one
+        near = torch.bincount(bins, minlength=len(self.bounds) + 1)[1::2]
+        levels = bins >> 1
+        if bool(near.any()):
+            levels += (bins & 1).bool() & (cosines <= self.exact[levels])
+        return levels, near
 
     def _keep(self, source: Tensor, target: Tensor, levels: Tensor, level: int) -> None:
         wanted = (levels <= level) & (levels < self.complete[source])
@@ -188,7 +212,8 @@ class _Sweep:
     def result(self) -> Closeness:
         self._compact()
         pairs = Pairs(*self.stored[0], self.complete)
-        return Closeness(self.epsilons, self.degrees, tuple(self.borderline.tolist()), self.nearest, pairs)
+        nearest = self._nearest() if self.neighbors else None
+        return Closeness(self.epsilons, self.degrees, tuple(self.borderline.tolist()), nearest, pairs)
 
 
 def _above(tile: Tensor, threshold: float, most: float) -> Int[Tensor, " q"] | None:
