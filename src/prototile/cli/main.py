@@ -107,6 +107,18 @@ def _finetune(words: list[str]) -> int:
     return 0
 
 
+def _continue(words: list[str]) -> int:
+    from prototile.cli.continuing import command
+    from prototile.training.checkpointing import Interrupted
+
+    try:
+        with _messages_on_screen():
+            return command(words)
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        return int(error.code) if isinstance(error.code, int) else 130
+
+
 def _export(words: list[str]) -> None:
     from prototile.cli.exporting import command
 
@@ -202,6 +214,7 @@ VERBS = {
     "demo": Verb("four minutes on two cores: what prototypes do, and a page that shows it", _demo),
     "recipes": Verb("the ready runs; with a name, one of them", _recipes),
     "pretrain": Verb("train a method on any images", _pretrain),
+    "continue": Verb("a few epochs more from any checkpoint, with a criterion such as E2MC", _continue),
     "audit": Verb("what the prototypes of any checkpoint are like: a table, and a page", _audit),
     "finetune": Verb("train the backbone of any checkpoint on labels, by published recipes", _finetune),
     "export": Verb("the backbone of any checkpoint as one file for others", _export),

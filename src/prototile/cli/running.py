@@ -124,10 +124,10 @@ def train(
     """
     source = _opened(data, split, download, long_tail, tail_seed)
     sampler = _sampler(source, batch, classes_per_batch, class_power, seed)
-    _check_ranks(batch, accelerator, devices, nodes)
-    _check_views(method, views)
+    check_ranks(batch, accelerator, devices, nodes)
+    check_views(method, views)
     optimization.groups(method, batch * accumulate)
-    _check_out(Path(out), resume, overwrite)
+    check_out(Path(out), resume, overwrite)
     _check_positive(epochs=epochs, accumulate=accumulate, print_every=print_every)
     probe = None
     if probe_every:
@@ -211,7 +211,7 @@ def _sampler(source: Source | Shards, batch: int, classes: int | None, power: fl
     return Shuffled(len(source), batch, seed=seed)
 
 
-def _check_ranks(batch: int, accelerator: str, devices: int | str, nodes: int) -> None:
+def check_ranks(batch: int, accelerator: str, devices: int | str, nodes: int) -> None:
     launched = os.environ.get("WORLD_SIZE") if devices == "auto" else None  # by torchrun
     if launched is not None:
         ranks = int(launched)
@@ -226,7 +226,7 @@ def _check_ranks(batch: int, accelerator: str, devices: int | str, nodes: int) -
         raise ValueError(f"{ranks} ranks cannot share a batch of {batch} equally: give {near}")
 
 
-def _check_views(method: Method, views: Augmentation) -> None:
+def check_views(method: Method, views: Augmentation) -> None:
     """Whether the method can do with these views, and its backbone with their sizes and masks."""
     method.check(views)
     backbone = method.backbones[0]
@@ -241,7 +241,7 @@ def _check_views(method: Method, views: Augmentation) -> None:
             backbone(images, keep=keep, mask=mask)
 
 
-def _check_out(out: Path, resume: bool, overwrite: bool) -> None:
+def check_out(out: Path, resume: bool, overwrite: bool) -> None:
     if resume and overwrite:
         raise ValueError("a run is either resumed or overwritten: give one of resume and overwrite")
     there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())

@@ -29,6 +29,7 @@ WRITTEN = (
     "audit",
     "report.html",
     "audit.json",
+    "continued.json",
 )
 _PACKAGES = ("prototile", "torch", "torchvision", "timm", "lightning", "numpy", "pillow")
 
