@@ -12,6 +12,8 @@ from torch import nn
 
 from prototile.backbones import Backbone
 from prototile.checkpoints import native
+from prototile.checkpoints.foreign.filling import Misfit
+from prototile.checkpoints.foreign.heads import Bias
 from prototile.checkpoints.foreign.importing import imported
 from prototile.checkpoints.foreign.layout import Layout, Network, Rules
 from prototile.checkpoints.foreign.solo_learn import LIGHTNING
@@ -22,6 +24,8 @@ _LAST = Path("checkpoints") / "last.ckpt"  # in the folder of a run
 _MODEL = "model"
 _RELU = ("barlow_twins", "mmcr", "simclr", "simsiam", "swav", "vicreg")  # methods by the activation of their heads
 _AS_STORED = ("swav",)
+_BIASES: dict[str, Bias] = {"barlow_twins": "not last", "simsiam": "unless normed", "vicreg": "not last"}
+_DEEPEST, _WIDEST, _LONGEST = 200, 20_000, 100
 
 # From our names of a backbone to official ones, for runs that do not say how theirs was built.
 _OFFICIAL: Rules = (
@@ -62,6 +66,7 @@ def _layout(name: str, options: Mapping[str, Any], described: Any) -> Layout:
     relu = options.get("activation", "relu") == "relu" if name == "excb" else name in _RELU
     build = None
     if isinstance(described, dict):
+        _check_size(described)
         build = lambda: native.build(described)  # noqa: E731 - it fits the field
     temperature = options.get("student_temperature", options.get("temperature"))
     said = f"a run of {name}" if name else "a run that was made in Python: activations between layers are taken as GELU"
@@ -72,6 +77,7 @@ def _layout(name: str, options: Mapping[str, Any], described: Any) -> Layout:
         evaluated=("teacher", "where there is a teacher, it is evaluated and exported"),
         heads={"cls": ("projector", "prototypes"), "patches": ("patch_projector", "patch_prototypes")},
         score="stored" if name in _AS_STORED else "cosine",
+        bias=_BIASES.get(name, "all" if name else "any"),
         activation={"": nn.ReLU if relu else nn.GELU},
         temperature=temperature if isinstance(temperature, float) else None,
         entries=LIGHTNING | {"prototile": "where training stood"},
@@ -79,6 +85,18 @@ def _layout(name: str, options: Mapping[str, Any], described: Any) -> Layout:
         decoder_heads=options.get("decoder_heads", 16) if name == "mae" else None,
         said=said,
     )
+
+
+def _check_size(described: Any, name: str = "") -> None:
+    """An error where a description is of a network that nobody trains, and that it takes forever to build."""
+    if isinstance(described, dict):
+        for key, value in described.items():
+            _check_size(value, str(key))
+    elif isinstance(described, list | tuple):
+        for value in described[:_LONGEST]:
+            _check_size(value, name)
+    elif isinstance(described, int) and not -1 <= described <= (_DEEPEST if name.startswith("depth") else _WIDEST):
+        raise Misfit(f"the description of its backbone says {name} = {described}, which no network has")
 
 
 _PAIRS = (("teacher", "student"), ("student", "teacher"))

@@ -169,7 +169,7 @@ def _zipped(path: Path) -> Any:
             raise Refused(
                 "is an archive, and none that torch.save wrote: extract the weights in it, or save them again"
             )
-        if len(records) > _RECORDS or len(set(names)) < len(names):
+        if len(records) > _RECORDS or len({name.lower() for name in names}) < len(names):
             raise Refused("is an archive of too many records, or of two with one name: save the weights again")
         packed = [record.filename for record in records if record.compress_type != zipfile.ZIP_STORED]
         if packed:

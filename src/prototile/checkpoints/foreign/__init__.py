@@ -39,6 +39,7 @@ LAYOUTS: tuple[Layout, ...] = (
     lightly.DINOV2,
     lightly.OTHER,
     solo_learn.DINO,
+    solo_learn.CLUSTERS,
     solo_learn.OTHER,
     masked.DATA2VEC,
     dinov2.BACKBONE,

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 M = TypeVar("M", bound=nn.Module)
 State = Mapping[str, Tensor]
@@ -23,9 +24,19 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
+class _Unset(TorchFunctionMode):
+    """Parameters begin at zero instead of being drawn, which takes long and is of no use where weights are put in."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in ("uniform_", "normal_", "erfinv_"):
+            with torch.no_grad():
+                return (args[0] if args else kwargs["tensor"]).zero_()
+        return func(*args, **(kwargs or {}))
+
+
 def made(build: Callable[[], M], state: State, what: str) -> M:
     """The module that `build` makes, with these weights; built without memory first, to see whether they fit."""
-    with torch.random.fork_rng(devices=[]):
+    with _Unset():
         try:
             with torch.device("meta"):
                 module = build()
@@ -98,7 +109,7 @@ def prefixed(state: State, prefix: str) -> dict[str, Tensor]:
     return {prefix + name: x for name, x in state.items()}
 
 
-def without(state: State, prefix: str) -> dict[str, Tensor]:
+def without(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     """The state without a prefix that all of its names have; as it is where one has it not."""
     if state and all(name.startswith(prefix) for name in state):
         return {name.removeprefix(prefix): x for name, x in state.items()}

@@ -13,6 +13,7 @@ from prototile.checkpoints.foreign.filling import Misfit, State, count, listed, 
 from prototile.heads import Prototypes
 
 Score = Literal["stored", "cosine"]
+Bias = Literal["all", "not last", "unless normed", "unless affine", "any"]  # which linear layers have one
 
 WEIGHT_NORM = {  # both of torch's ways to keep a weight as length and direction
     "weight_g": "gain",
@@ -30,10 +31,14 @@ _SEVERAL = r"^(?:prototypes|heads\.)?(\d+)\."  # DeepCluster-v2's, solo-learn's,
 _LAYERS = 20
 
 
-def mlp_of(state: State, activation: Callable[[], nn.Module], what: str, inputs: int | None) -> nn.Module:
+def mlp_of(
+    state: State, activation: Callable[[], nn.Module], what: str, inputs: int | None, bias: Bias = "all"
+) -> nn.Module:
     """The MLP whose layers have these numbers; a number without weights is an activation.
 
-    `inputs` is what it must take, where that is known.
+    `inputs` is what it must take, where that is known. `bias` says which layers must have one: a file that lacks it is
+    not whole. Those before a batch norm have none ("unless normed"), those before one with parameters ("unless
+    affine"), or the last one.
     """
     if set(state) <= {"weight", "bias"}:  # a single layer
         state = {f"0.{name}": x for name, x in state.items()}
@@ -56,9 +61,24 @@ def mlp_of(state: State, activation: Callable[[], nn.Module], what: str, inputs:
             outputs, given = shape_of(state, f"{i}.weight", 2)
             if width is not None and given != width:
                 raise Misfit(f"{what}: layer {i} takes {given} dims and gets {width}")
-            layers.append(partial(nn.Linear, given, outputs, bias=f"{i}.bias" in state))
+            layers.append(partial(nn.Linear, given, outputs, bias=_biased(state, i, bias, last=i == max(numbers))))
             width = outputs
     return made(lambda: nn.Sequential(*(layer() for layer in layers)), state, what)
+
+
+def _biased(state: State, i: int, bias: Bias, *, last: bool) -> bool:
+    """Whether layer i must have a bias."""
+    match bias:
+        case "all":
+            return True
+        case "not last":
+            return not last
+        case "unless normed":
+            return f"{i + 1}.running_mean" not in state
+        case "unless affine":
+            return f"{i + 1}.running_mean" not in state or f"{i + 1}.weight" not in state
+        case "any":
+            return f"{i}.bias" in state
 
 
 def width_of(module: nn.Module, otherwise: int | None) -> int | None:
@@ -81,6 +101,10 @@ def prototypes_of(state: State, score: Score, what: str, dims: int | None) -> li
         stray = [name for name in state if not re.match(_SEVERAL, name)]
         if stray:
             raise Misfit(f"{what} are several sets and more: {listed(stray)}")
+        if any(name.startswith("heads.") for name in state):  # lightly's are linear layers with a bias
+            missing = [f"heads.{i}.bias" for i in range(number) if f"heads.{i}.bias" not in state]
+            if missing:
+                raise Misfit(f"{what}: {listed(missing)} is missing")
         groups: list[dict[str, Tensor]] = [{} for _ in range(number)]
         for name, x in state.items():
             match = re.match(_SEVERAL, name)
@@ -96,6 +120,9 @@ def _one(state: State, score: Score, what: str, dims: int | None) -> Kept:
     if unknown:
         raise Misfit(f"{what} are kept in a way that is not known: {listed(unknown)}")
     found = {WEIGHT_NORM[name]: x for name, x in state.items()}
+    normed = any("weight_v" in name or "original1" in name for name in state)
+    if normed and "gain" not in found:
+        raise Misfit(f"{what} are kept as lengths and directions, and the lengths are missing")
     if len(found) < len(state) or "vectors" not in found:
         raise Misfit(f"{what} are kept twice, or not at all: {listed(state)}")
     rows, width = shape_of(found, "vectors", 2)

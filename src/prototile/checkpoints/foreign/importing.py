@@ -167,7 +167,9 @@ class Built:
         if part not in self._projectors:
             state = self._parts.get(part)
             self._projectors[part] = (
-                mlp_of(state, self._activation(), f"the {part}", self._inputs) if state else nn.Identity()
+                mlp_of(state, self._activation(), f"the {part}", self._inputs, self._layout.bias)
+                if state
+                else nn.Identity()
             )
         return self._projectors[part]
 
@@ -191,7 +193,7 @@ class Built:
             return None
         projector = self._projectors.get("projector")
         inputs = self._inputs if projector is None else width_of(projector, self._inputs)
-        return mlp_of(state, self._activation(), "the predictor", inputs)
+        return mlp_of(state, self._activation(), "the predictor", inputs, self._layout.bias)
 
 
 def _head(projector: nn.Module, kept: Kept) -> ImportedHead:

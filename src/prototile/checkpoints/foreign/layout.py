@@ -18,7 +18,7 @@ from prototile.backbones import Backbone, Readout
 from prototile.backbones.positions import Resize
 from prototile.backbones.resnet import Stem
 from prototile.checkpoints.foreign.filling import State, without
-from prototile.checkpoints.foreign.heads import Score
+from prototile.checkpoints.foreign.heads import Bias, Score
 
 Rules = tuple[tuple[str, str], ...]
 Path = tuple[str, ...]
@@ -81,8 +81,9 @@ class Layout:
 
     It is recognised by `marks`, patterns that are all found among the keys of a network, and `lacks`, of which none is.
     `evaluated` is the network that the project evaluates, and why. `heads` name projector and prototypes by kind of
-    token; `score` says whether prototypes enter scores as they are stored, or normalised. `entries` are what else
-    stands at the top of the file and why it is left out; `buffers` those whose tensors are kept.
+    token; `score` says whether prototypes enter scores as they are stored, or normalised; `bias` which layers of heads
+    have one. `entries` are what else stands at the top of the file and why it is left out; `buffers` those whose
+    tensors are kept.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Layout:
     lacks: tuple[str, ...] = ()
     heads: Mapping[str, tuple[str, str]] = field(default_factory=lambda: {"cls": ("projector", "prototypes")})
     score: Score = "stored"
+    bias: Bias = "all"
     activation: Mapping[str, Callable[[], nn.Module]] = field(default_factory=lambda: {"": nn.GELU})  # by backbone
     resize: Resize = "dino"
     stem: Stem = "cifar"

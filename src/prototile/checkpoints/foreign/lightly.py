@@ -48,6 +48,7 @@ def _layout(
         evaluated=("only", "the file holds one") if only else ("teacher", "its evaluations take the teacher"),
         heads=heads if patches else {"cls": heads["cls"]},
         activation={"": activation},
+        bias="unless normed",
         resize=resize,
         temperature=0.1,
         entries=LIGHTNING,

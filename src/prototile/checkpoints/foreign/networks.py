@@ -5,6 +5,8 @@ import re
 from dataclasses import dataclass
 from functools import partial
 
+from torch import Tensor
+
 from prototile.backbones import Backbone, beit, resnet, swin, vit
 from prototile.backbones.positions import Resize
 from prototile.backbones.resnet import Stem
@@ -112,8 +114,8 @@ def _vit(state: State, resize: Resize) -> Found:
     if registers:
         resize = "timm"
     if registers and not folded:  # DINOv2 adds the first position to the class token, and none to registers
-        weights["vit.cls_token"] = weights["vit.cls_token"] + weights["vit.pos_embed"][:, :1]
-        weights["vit.pos_embed"] = weights["vit.pos_embed"][:, 1:]
+        first = _fitting_tokens(state, dims, tokens)
+        weights["vit.cls_token"], weights["vit.pos_embed"] = state["cls_token"] + first, state["pos_embed"][:, 1:]
     build = partial(
         vit,
         patch=patch,
@@ -132,6 +134,13 @@ def _vit(state: State, resize: Resize) -> Found:
     )
     said = f"a ViT: {heads} heads, as the project's ViTs of {dims} dims have (shapes do not tell)"
     return Found(made(build, weights, "the ViT"), "vit", f"{said}; positions resized as {resize!r}")
+
+
+def _fitting_tokens(state: State, dims: int, tokens: int) -> Tensor:
+    """The class token's position, of tables of the right shapes."""
+    if shape_of(state, "cls_token", 3) != (1, 1, dims) or shape_of(state, "pos_embed", 3) != (1, tokens, dims):
+        raise Misfit(f"cls_token and pos_embed are not those of {dims} dims and {tokens} tokens")
+    return state["pos_embed"][:, :1]
 
 
 def _heads(dims: int) -> int:

@@ -12,6 +12,7 @@ VICREG = Layout(
     },
     marks=(r"^backbone\.layer1\.0\.conv1\.weight$", r"^projector\.0\.weight$"),
     activation={"": nn.ReLU},
+    bias="not last",
     readouts={"resnet": {"linear": Readout()}},
 )
 
@@ -25,6 +26,7 @@ SIMSIAM = Layout(
     },
     marks=(r"^encoder\.layer1\.0\.conv1\.weight$", r"^encoder\.fc\.0\.weight$", r"^predictor\.0\.weight$"),
     activation={"": nn.ReLU},
+    bias="unless affine",
     readouts={"resnet": {"linear": Readout()}},
 )
 

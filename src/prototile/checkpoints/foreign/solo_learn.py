@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from prototile.checkpoints.foreign.heads import Bias
 from prototile.checkpoints.foreign.layout import Layout, Network, Rules
 
 LIGHTNING = {  # what Lightning keeps beside the weights
@@ -24,7 +25,7 @@ _BESIDE = {
 
 
 def _layout(
-    parts: dict[str, str], marks: tuple[str, ...], activation: type[nn.Module], lacks: tuple[str, ...]
+    parts: dict[str, str], marks: tuple[str, ...], activation: type[nn.Module], bias: Bias, lacks: tuple[str, ...] = ()
 ) -> Layout:
     teacher = {part: f"momentum_{prefix}" for part, prefix in parts.items() if part != "predictor"}
     if parts["prototypes"] == "prototypes.":
@@ -50,6 +51,7 @@ def _layout(
         lacks=lacks,
         evaluated=("student", "solo-learn evaluates `backbone`, which is the student"),
         activation={"": activation},
+        bias=bias,
         resize="timm",
         stem="padded",
         temperature=0.1,
@@ -61,11 +63,14 @@ DINO = _layout(
     {"backbone": "backbone.", "projector": "head.mlp.", "prototypes": "head.last_layer."},
     (r"^head\.last_layer\.",),
     nn.GELU,
-    (),
+    "all",
 )
+_PARTS = {"backbone": "backbone.", "projector": "projector.", "prototypes": "prototypes.", "predictor": "predictor."}
+CLUSTERS = _layout(_PARTS, (r"^projector\.\d", r"^prototypes\."), nn.ReLU, "all", (r"projection_head\.",))
 OTHER = _layout(
-    {"backbone": "backbone.", "projector": "projector.", "prototypes": "prototypes.", "predictor": "predictor."},
-    (r"^(projector\.\d|prototypes\.|classifier\.(weight|bias)$)",),
+    _PARTS,
+    (r"^(projector\.\d|classifier\.(weight|bias)$)",),
     nn.ReLU,
-    (r"projection_head\.",),
+    "any",
+    (r"projection_head\.", r"^prototypes\."),
 )
