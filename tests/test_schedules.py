@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prototile.schedules import Constant, Cosine, EpochRamp, Linear, Product, Progress
+from prototile.schedules import Constant, Cosine, EpochRamp, Linear, Product, Progress, Steps
 
 
 def test_progress():
@@ -48,3 +48,10 @@ def test_schedules_are_values_and_compose():
     assert Product(Constant(2.0), Linear(0.0, 1.0))(Progress(5, 10)) == 1.0
     assert Cosine(1, 0) == Cosine(1, 0)
     assert len({Cosine(1, 0), Cosine(1, 0)}) == 1
+
+
+def test_steps_begin_with_their_epochs():
+    schedule = Steps(5.0, 0.2, (12, 16))
+    values = [schedule(Progress(i, 40, 20)) for i in range(40)]
+    assert values == pytest.approx([5.0] * 24 + [1.0] * 8 + [0.2] * 8)
+    assert [Steps(1.0, 0.5, (0.5,))(Progress(i, 4, 2)) for i in range(4)] == [1, 1, 0.5, 0.5]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from prototile.data.samplers import ClassesPerBatch, ClassPower, InOrder, Sampler, Shuffled
+from prototile.data.samplers import ClassesPerBatch, ClassPower, InOrder, Repeated, Sampler, Shuffled
 
 CLASSES, SIZE, BATCH, DRAWS = 100, 50, 96, 1500
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(CLASSES), SIZE))
@@ -368,8 +368,25 @@ def test_identities_tell_what_batches_depend_on():
         ClassPower(np.arange(60) % 5, 6),
         ClassPower(np.arange(60) % 5, 6, 1.0),
         ClassPower(np.arange(60) % 5, 6, seed=1),
+        Repeated(60, 6),
+        Repeated(60, 6, 2),
     ]
     identities = [json.dumps(sampler.identity()) for sampler in samplers]
     assert len(set(identities)) == len(samplers)
     assert identities[0] == json.dumps(Shuffled(60, 6).identity())
     assert [sampler.num_images for sampler in samplers] == [61 if i == 3 else 60 for i in range(len(samplers))]
+
+
+def test_repeated_images_come_in_turn():
+    """Three times each, so that an epoch has a third of the images; three ranks have one each."""
+    sampler = Repeated(31, 6)
+    assert len(sampler) == 5
+    epoch = np.concatenate([sampler.batch(1, step) for step in range(5)])
+    assert epoch[::3].tolist() == epoch[1::3].tolist() == epoch[2::3].tolist()
+    assert len(set(epoch.tolist())) == 10
+    order = Shuffled(31, 31).batch(1, 0)
+    assert epoch[::3].tolist() == order[:10].tolist()
+    assert Repeated(31, 6).batch(1, 3).tolist() == sampler.batch(1, 3).tolist()  # whatever was asked before
+    assert Repeated(31, 6).batch(2, 3).tolist() != sampler.batch(1, 3).tolist()
+    with pytest.raises(ValueError, match="5 images are less than one batch of 6"):
+        Repeated(5, 6)

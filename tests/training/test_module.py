@@ -1,16 +1,19 @@
 """The one LightningModule: steps, moving averages, schedules, random numbers, precision."""
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
-from prototile.data import Loader
+from prototile.data import Arrays, Loader
+from prototile.methods import Supervised, Terms
 from prototile.schedules import Constant, Cosine, Progress
 from prototile.training.module import Training, difference
 from prototile.training.optimization import Optimization, Special
-from training_cases import BATCH, TinyMethod, dino_vit, loader
+from prototile.views import preset, small
+from training_cases import BATCH, IMAGES, SIDE, TinyBackbone, TinyMethod, dino_vit, images, loader
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(does not have many workers|eval mode at the start|LeafSpec).*")
 OPTIMIZATION = Optimization(lr=Cosine(0.1, 0.0, warmup_epochs=1), weight_decay=Cosine(0.04, 0.4), lr_scaling="none")
@@ -187,3 +190,44 @@ def test_both_backbones_are_compiled():
         method = dino_vit()
         Training(method, OPTIMIZATION, loader("dino"), compile=compile)
         assert [network._compiled_call_impl is not None for network in method.backbones] == [compile, compile]
+
+
+class Labelled(Supervised):
+    """Notes the labels that it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = TinyBackbone()
+        self.labels: list[list[int]] = []
+
+    def forward(self, views, progress, labels):
+        self.labels.append(labels.tolist())
+        pooled = self.net(views[0].images[0]).pooled
+        return Terms(pooled.square().mean(), {}, pooled.detach())
+
+    def after_step(self, progress):
+        pass
+
+    def prepare(self, batches):
+        pass
+
+    def check(self, augmentation):
+        pass
+
+    @property
+    def backbones(self):
+        return (self.net,)
+
+    @property
+    def roles(self):
+        return {}
+
+
+def test_methods_that_learn_from_labels_are_given_them():
+    method, data = Labelled(), images()
+    source = Arrays(np.stack([data.image(i).permute(1, 2, 0).numpy() for i in range(len(data))]), np.arange(len(data)))
+    listen = Listen()
+    batches = Loader(source, small(preset("vicreg"), size=SIDE), BATCH, workers=0)
+    trainer(1, callbacks=[listen]).fit(Training(method, OPTIMIZATION, batches))
+    assert method.labels == listen.batches
+    assert sorted(label for batch in method.labels for label in batch) == list(range(IMAGES))

@@ -23,6 +23,7 @@ from prototile.views import (
     Engine,
     Group,
     Jitter,
+    Policy,
     RandomDrop,
     View,
     preset,
@@ -450,3 +451,27 @@ def test_products_of_pixels_are_exact_whatever_is_allowed_elsewhere(backend, mon
     finally:
         backend.fp32_precision = before
     assert set(seen) == {"ieee"}
+
+
+class Masked(Policy):
+    """Some bits of all pixels turned."""
+
+    def __call__(self, image: Tensor, random: np.random.Generator) -> Tensor:
+        return image ^ int(random.integers(256))
+
+
+def test_a_policy_sees_what_was_cropped():
+    """Each view draws for itself; what other views are drawn from stays."""
+    view = replace(RICH, policy=Masked())
+    plain = Engine(augmentation(RICH, RICH, RICH)).crop(IMAGES, draw([0, 1, 2, 3, 4]))[0]
+    engine = Engine(augmentation(view, RICH, view))
+    found = engine.crop(IMAGES, draw([0, 1, 2, 3, 4]))[0]
+    assert np.array_equal(found.looks.order, plain.looks.order)
+    turned = (found.images ^ plain.images).flatten(2)
+    assert not turned[1].any()
+    assert (turned == turned[..., :1]).all()
+    assert len(set(turned[[0, 2], :, 0].flatten().tolist())) > 5
+    assert torch.equal(engine.crop(IMAGES[3:], draw([3, 4]))[0].images, found.images[:, 3:])
+    later = engine.crop(IMAGES, draw([0, 1, 2, 3, 4], epoch=1))[0]
+    before = Engine(augmentation(RICH, RICH, RICH)).crop(IMAGES, draw([0, 1, 2, 3, 4], epoch=1))[0]
+    assert not torch.equal((later.images ^ before.images).flatten(2), turned)
