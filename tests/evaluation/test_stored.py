@@ -21,7 +21,7 @@ def some(network, source, folder, *, key="a", crop=CROP, batch=2):
     """Pixels, and their mean."""
     calls = len(network.batches)
 
-    def outputs(images):
+    def outputs(images, numbers):
         features = network(images).pooled
         return {"features": features, "means": features.mean(1, keepdim=True)}
 
@@ -80,7 +80,7 @@ def test_files_are_known_by_size_and_time(tmp_path):
 
 
 def test_nothing_half_written_stays(tmp_path):
-    def broken(images):
+    def broken(images, numbers):
         raise RuntimeError("out of memory")
 
     network = Pixels(48)

@@ -161,29 +161,25 @@ def _seen(path: Path) -> dict[str, Any] | None:
     return None
 
 
-def _outputs(backbone: Backbone, projectors: Mapping[str, nn.Module]) -> Callable[[Tensor], dict[str, Tensor]]:
+def _outputs(backbone: Backbone, projectors: Mapping[str, nn.Module]) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
     patches = any(name.startswith(f"{PROJECTIONS} (patches") for name in projectors)
-    seen = 0
 
-    def outputs(images: Tensor) -> dict[str, Tensor]:
-        nonlocal seen
+    def outputs(images: Tensor, numbers: Tensor) -> dict[str, Tensor]:
         features = backbone(images, patches=patches)
         found = {FEATURES: features.pooled}
         for name, projector in projectors.items():
             of_patches = name.startswith(f"{PROJECTIONS} (patches")
-            found[name] = projector(_one_patch(features, seen) if of_patches else features.pooled)
-        seen += len(images)
+            found[name] = projector(_one_patch(features, numbers) if of_patches else features.pooled)
         return found
 
     return outputs
 
 
-def _one_patch(features: Features, first: int) -> Tensor:
+def _one_patch(features: Features, numbers: Tensor) -> Tensor:
     """One patch of every image, by the image's number."""
     patches = features.patches
     if patches is None:
         raise ValueError("this checkpoint has prototypes for patches, and its backbone gives none")
-    numbers = torch.arange(first, first + len(patches), device=patches.device)
     return patches[torch.arange(len(patches), device=patches.device), numbers * _STRIDE % patches.shape[1]]
 
 

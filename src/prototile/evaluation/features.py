@@ -11,7 +11,7 @@ What is too large for memory, or shall be computed once, is kept on disk by `sto
 n images, h w pixels, d dims, s side of the crop.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -101,20 +101,31 @@ class Crop:
 
 class Shown:
     """Batches of a source's images, cropped and normalised, on a device, in order; those that cannot be read are left
-    out, and `bad` lists them. `taken` are the numbers of the others. To be walked once.
+    out, and `bad` lists them. `taken` are the numbers of the others. `part` are the numbers of those that are looked
+    at, where these are not all. To be walked once.
     """
 
-    def __init__(self, source: Source, crop: Crop, *, batch: int = 256, workers: int = 0, device: torch.device):
+    def __init__(
+        self,
+        source: Source,
+        crop: Crop,
+        *,
+        batch: int = 256,
+        workers: int = 0,
+        device: torch.device,
+        part: range | None = None,
+    ):
         if batch < 1:
             raise ValueError(f"a batch needs at least one image, got {batch}")
         self.taken: list[int] = []
         self.bad: list[tuple[str, str]] = []
         self._source, self._crop, self._batch, self._workers, self._device = source, crop, batch, workers, device
+        self._part = range(len(source)) if part is None else part
 
     def __iter__(self) -> Iterator[Float[Tensor, "n 3 s s"]]:
         # a generator of its own: else the model's random numbers would depend on how often features are taken
         loader = DataLoader(
-            _Crops(self._source, self._crop.size, self._crop.shorter),
+            _Crops(self._source, self._part, self._crop.size, self._crop.shorter),
             batch_size=self._batch,
             num_workers=self._workers,
             collate_fn=_as_they_are,
@@ -129,9 +140,8 @@ class Shown:
             if read:
                 images = torch.stack([crop for _, crop in read]).to(self._device).float() / 255
                 yield (images - mean) / std
-        if not self.taken:
-            reason = self.bad[0][1] if self.bad else "none"
-            raise ValueError(f"none of the {len(self._source)} images can be read; the first: {reason}")
+        if not self.taken and len(self._part) == len(self._source):
+            raise none_readable(len(self._source), self.bad)
 
     def labels(self) -> Int[Tensor, " n *classes"]:
         """Of the images taken; -1 where the source has none."""
@@ -141,6 +151,11 @@ class Shown:
 
     def ids(self) -> tuple[str, ...]:
         return tuple(self._source.id(index) for index in self.taken)
+
+
+def none_readable(images: int, bad: Sequence[tuple[str, str]]) -> ValueError:
+    """The error where features are asked for and no image can be read."""
+    return ValueError(f"none of the {images} images can be read; the first: {bad[0][1] if bad else 'none'}")
 
 
 def encode(backbone: Backbone, images: Float[Tensor, "n c h w"], *, batch: int = 256) -> Float[Tensor, "n d"]:
@@ -161,12 +176,33 @@ def labelled(
             f"{part} images need one class each, got {len(features)} rows of features and labels of shape "
             f"{tuple(labels.shape)}"
         )
-    if not bool(features.isfinite().all()):
-        raise ValueError(f"the {part} features hold NaN or infinity: the backbone has diverged")
+    _finite(features, part)
     keep = labels >= 0
     if not bool(keep.any()):
         raise ValueError(f"no {part} image has a label (-1 is none): give some that have")
+    if bool(keep.all()):
+        return wide(features.detach()), labels  # as they are: they may lie on disk
     return wide(features.detach()[keep]), labels[keep]
+
+
+def all_labelled(
+    features: Float[Tensor, "n d"], labels: Int[Tensor, "n c"], part: str
+) -> tuple[Float[Tensor, "n d"], Int[Tensor, "n c"]]:
+    """The same for images of several classes: 1 where one is there, 0 where it is difficult to see, -1 elsewhere."""
+    if labels.ndim != 2 or len(labels) != len(features):
+        raise ValueError(
+            f"{part} images need 1, 0 or -1 for each class, got {len(features)} rows of features and labels of shape "
+            f"{tuple(labels.shape)}"
+        )
+    if len(labels) == 0:
+        raise ValueError(f"there are no {part} images")
+    _finite(features, part)
+    return wide(features.detach()), labels
+
+
+def _finite(features: Float[Tensor, "n d"], part: str) -> None:
+    if not all(bool(rows.isfinite().all()) for rows in features.split(2**16)):
+        raise ValueError(f"the {part} features hold NaN or infinity: the backbone has diverged")
 
 
 def same_dims(x: Tensor, y: Tensor) -> None:
@@ -208,13 +244,14 @@ def centre_crop(image: UInt8[Tensor, "3 h w"], size: int, resize: int) -> UInt8[
 class _Crops(Dataset[tuple[int, Tensor | str]]):
     """The crop of an image, or why it cannot be read."""
 
-    def __init__(self, source: Source, size: int, resize: int):
-        self._source, self._size, self._resize = source, size, resize
+    def __init__(self, source: Source, part: range, size: int, resize: int):
+        self._source, self._part, self._size, self._resize = source, part, size, resize
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self._part)
 
-    def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
+    def __getitem__(self, place: int) -> tuple[int, Tensor | str]:
+        index = self._part[place]
         try:
             return index, centre_crop(self._source.image(index), self._size, self._resize).contiguous()
         except BadImage as error:

@@ -4,12 +4,12 @@ n images, t of them to learn from, d dims, c classes.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from prototile.evaluation.features import labelled, same_dims
@@ -17,6 +17,7 @@ from prototile.precision import no_autocast, no_tf32
 from prototile.sphere import normalize
 
 _BLOCK_NUMBERS = 2**24  # similarities that are held at a time
+_QUERIES = 1024  # test images at a time, where there are many to learn from
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class NearestNeighbors:
     top1: Mapping[int, float]
     top5: Mapping[int, float]
     images: int
+    right: Mapping[int, Bool[Tensor, " n"]] = field(default_factory=dict, repr=False, compare=False)  # of each image
 
     @property
     def best_k(self) -> int:
@@ -38,7 +40,8 @@ class NearestNeighbors:
         return self.top1[self.best_k]
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"best_k": self.best_k, "accuracy": self.accuracy}
+        found = {"top1": dict(self.top1), "top5": dict(self.top5), "images": self.images}
+        return found | {"best_k": self.best_k, "accuracy": self.accuracy}
 
     def __str__(self) -> str:
         return f"kNN {self.accuracy:.1%} (k = {self.best_k}) of {self.images:,} images"
@@ -56,43 +59,67 @@ def knn(
     *,
     temperature: float = 0.07,
     leave_one_out: bool = False,
+    device: torch.device | str | None = None,
 ) -> NearestNeighbors:
     r"""Each of the k nearest training images votes $\exp(s / \tau)$ for its class, s its cosine (Wu et al. 2018).
 
     Of equally near ones the first votes, of equally voted classes the first wins. Images of label -1 have none and are
-    left out. With `leave_one_out` both sets are the same and no image votes for itself. Memory is a block of test rows
-    x the training rows.
+    left out. With `leave_one_out` both sets are the same and no image votes for itself. It is computed on `device`,
+    in blocks of test rows x training rows: a million of either may lie on disk.
     """
     if not ks or min(ks) < 1:
         raise ValueError(f"ks must be numbers of neighbours, at least 1, got {tuple(ks)}")
     if not temperature > 0:
         raise ValueError(f"the temperature must be positive, got {temperature}")
-    if leave_one_out and not (train.shape == test.shape and bool((train == test).all())):
+    if leave_one_out and not _same(train, test):
         raise ValueError("leave_one_out is for one set of images: pass the same features as train and test")
     x, y = labelled(train, train_labels, "training")
     queries, wanted = labelled(test, test_labels, "test")
     same_dims(x, queries)
     if len(x) <= leave_one_out:
         raise ValueError("leave_one_out needs at least two labelled images")
-    x, queries = normalize(x), normalize(queries)
     shown = {k: min(k, len(x) - leave_one_out) for k in ks}
     if any(k != there for k, there in shown.items()):
         warnings.warn(f"k = {max(ks)} of {max(shown.values())} neighbours: all of them vote", stacklevel=2)
+    there = x.device if device is None else torch.device(device)
+    y, wanted = y.to(there), wanted.to(there)
     classes = int(max(y.max(), wanted.max())) + 1
-    right = {k: torch.zeros(2, dtype=torch.long, device=x.device) for k in dict.fromkeys(shown.values())}
-    step = max(1, _BLOCK_NUMBERS // len(x))
-    for start in range(0, len(queries), step):
-        cosines = queries[start : start + step] @ x.T
-        if leave_one_out:
-            rows = torch.arange(len(cosines), device=x.device)
-            cosines[rows, rows + start] = -torch.inf
-        near, index = _nearest(cosines, max(right))
+    ranks: dict[int, list[Tensor]] = {k: [] for k in dict.fromkeys(shown.values())}
+    for start, near, index in _neighbors(x, queries, max(ranks), leave_one_out, there):
         votes = ((near - near[:, :1]) / temperature).exp()  # a common factor, so that the nearest has 1
-        for k, counts in right.items():
+        for k, found in ranks.items():
             score = votes.new_zeros(len(votes), classes).scatter_add_(1, y[index[:, :k]], votes[:, :k])
-            counts += _right(score, wanted[start : start + step])
-    top1, top5 = ({k: int(counts[i]) / len(queries) for k, counts in right.items()} for i in (0, 1))
-    return NearestNeighbors(top1, top5, len(queries))
+            found.append(_rank(score, wanted[start : start + len(votes)]).cpu())
+    rank = {k: torch.cat(found) for k, found in ranks.items()}
+    top1, top5 = ({k: int((found < n).sum()) / len(queries) for k, found in rank.items()} for n in (1, 5))
+    return NearestNeighbors(top1, top5, len(queries), {k: found == 0 for k, found in rank.items()})
+
+
+def _neighbors(
+    x: Float[Tensor, "t d"], queries: Float[Tensor, "n d"], k: int, leave_one_out: bool, device: torch.device
+) -> Iterator[tuple[int, Float[Tensor, "_m k"], Int[Tensor, "_m k"]]]:
+    """For some queries at a time, the first of them, the largest cosines, and of whom they are."""
+    rows = min(len(queries), _BLOCK_NUMBERS, max(_QUERIES, _BLOCK_NUMBERS // len(x)))
+    columns = max(1, _BLOCK_NUMBERS // rows)
+    for start in range(0, len(queries), rows):
+        some = normalize(queries[start : start + rows].to(device))
+        near, index = some.new_empty(len(some), 0), torch.empty(len(some), 0, dtype=torch.long, device=device)
+        for first in range(0, len(x), columns):
+            cosines = some @ normalize(x[first : first + columns].to(device)).T
+            if leave_one_out:
+                own = torch.arange(start, start + len(some), device=device) - first
+                inside = (own >= 0) & (own < cosines.shape[1])
+                cosines[inside.nonzero()[:, 0], own[inside]] = -torch.inf
+            # those that were found before come first: of equally near ones they have the lower numbers
+            numbers = torch.arange(first, first + cosines.shape[1], device=device)
+            values, places = _nearest(
+                torch.cat([near, cosines], 1) if first else cosines, min(k, first + cosines.shape[1])
+            )
+            width = near.shape[1]
+            kept = index.gather(1, places.clamp(max=width - 1)) if width else places
+            index = torch.where(places < width, kept, numbers[(places - width).clamp(min=0)])
+            near = values
+        yield start, near, index
 
 
 def _nearest(cosines: Float[Tensor, "n t"], k: int) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
@@ -108,10 +135,13 @@ def _nearest(cosines: Float[Tensor, "n t"], k: int) -> tuple[Float[Tensor, "n k"
     return values, index
 
 
-def _right(score: Float[Tensor, "n c"], wanted: Int[Tensor, " n"]) -> Int[Tensor, "2"]:
-    """How many rows have their class first, and among the first five; equal classes come in order."""
+def _rank(score: Float[Tensor, "n c"], wanted: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """How many classes are before each row's own; equal ones come in order, and one without votes comes last."""
     own = score.gather(1, wanted[:, None])
     before = torch.arange(score.shape[1], device=score.device) < wanted[:, None]
     rank = ((score > own) | ((score == own) & before)).sum(1)
-    rank = torch.where(own[:, 0] > 0, rank, score.shape[1])  # nobody voted for it
-    return torch.stack([(rank < 1).sum(), (rank < 5).sum()])
+    return torch.where(own[:, 0] > 0, rank, score.shape[1])
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and all(bool((x == y).all()) for x, y in zip(a.split(2**16), b.split(2**16), strict=True))

@@ -4,7 +4,8 @@
     fingerprint(source)                 what changes when its images or labels do
 
 Files hold float32 rows, image after image, and are mapped into memory: a million images need little of it. A folder is
-named by what decides its numbers, so that nothing that has changed is ever read.
+named by what decides its numbers, so that nothing that has changed is ever read. Ranks share the work, each a stretch
+of the images; they need one folder that all of them see.
 
 n images, d dims.
 """
@@ -14,24 +15,26 @@ import json
 import os
 import shutil
 import tempfile
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from prototile import distributed
 from prototile.data.source import Source, whole_labels
-from prototile.evaluation.features import Crop, Shown, device_of, evaluating
+from prototile.evaluation.features import Crop, Shown, device_of, evaluating, none_readable
 
 FORMAT = 1
 _ABOUT = "about.json"
 
-Outputs = Callable[[Tensor], Mapping[str, Tensor]]  # from images to named rows, one an image
+Outputs = Callable[[Tensor, Tensor], Mapping[str, Tensor]]  # from images and their numbers to named rows, one an image
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,20 +72,11 @@ def outputs_of(
     about = {"format": FORMAT, "key": dict(key), "crop": asdict(crop), "data": fingerprint(source)}
     text = json.dumps(about, sort_keys=True)
     there = folder / hashlib.sha256(text.encode()).hexdigest()[:24]
-    reused = (there / _ABOUT).is_file()
+    reused = distributed.gather_objects((there / _ABOUT).is_file())[0]
     if not reused:
-        shown = Shown(source, crop, batch=batch, workers=workers, device=device_of(network))
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=folder, prefix=".partial-"))
-        try:
-            with evaluating(network):
-                dims = _written(partial, shown, outputs)
-            np.save(partial / "taken.npy", np.array(shown.taken, dtype=np.int64))
-            (partial / _ABOUT).write_text(json.dumps(about | {"dims": dims, "bad": shown.bad}))
-            _put(partial, there)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+        options = {"batch": batch, "workers": workers, "device": device_of(network)}
+        with evaluating(network):
+            _compute(there, about, lambda part: Shown(source, crop, part=part, **options), len(source), outputs)
     return _read(there, source, reused)
 
 
@@ -96,18 +90,85 @@ def fingerprint(source: Source) -> str:
     return found.hexdigest()
 
 
-def _written(folder: Path, shown: Shown, outputs: Outputs) -> dict[str, int]:
+class _Part(NamedTuple):
+    """What a rank has written, or why it could not."""
+
+    dims: dict[str, int]
+    taken: list[int]
+    bad: list[tuple[str, str]]
+    error: str | None = None
+
+
+def _compute(
+    there: Path, about: Mapping[str, Any], show: Callable[[range], Shown], images: int, outputs: Outputs
+) -> None:
+    """Puts all rows into a folder beside, each rank its own, which then gets its name."""
+    rank, ranks = distributed.rank(), distributed.world_size()
+    partial = Path(distributed.gather_objects(_partial(there.parent) if rank == 0 else "")[0])
+    try:
+        parts = _parts(partial, show(range(rank * images // ranks, (rank + 1) * images // ranks)), outputs, rank)
+        if rank == 0:
+            taken, bad = ([x for part in parts for x in getattr(part, name)] for name in ("taken", "bad"))
+            if not taken:
+                raise none_readable(images, bad)
+            dims = {name: size for part in parts for name, size in part.dims.items()}
+            for name in dims:
+                _joined(partial, name, ranks)
+            np.save(partial / "taken.npy", np.array(taken, dtype=np.int64))
+            (partial / _ABOUT).write_text(json.dumps({**about, "dims": dims, "bad": bad}))
+            _put(partial, there)
+        elif not any(part.taken for part in parts):
+            raise none_readable(images, parts[0].bad)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    distributed.gather_objects(None)  # the folder is there for all
+
+
+def _partial(folder: Path) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    return tempfile.mkdtemp(dir=folder, prefix=".partial-")
+
+
+def _parts(folder: Path, shown: Shown, outputs: Outputs, rank: int) -> list[_Part]:
+    """Writes this rank's rows; what all ranks have written, or an error on all of them where one has failed."""
+    if distributed.world_size() == 1:
+        return [_Part(_written(folder, shown, outputs, rank), shown.taken, shown.bad)]
+    try:
+        own = _Part(_written(folder, shown, outputs, rank), shown.taken, shown.bad)
+    except Exception:
+        own = _Part({}, [], [], traceback.format_exc())
+    parts = distributed.gather_objects(own)
+    for number, part in enumerate(parts):
+        if part.error is not None:
+            raise RuntimeError(f"rank {number} could not encode its images:\n{part.error}")
+    return parts
+
+
+def _written(folder: Path, shown: Shown, outputs: Outputs, rank: int) -> dict[str, int]:
     """Writes the rows of each output as they come; their dims."""
     dims: dict[str, int] = {}
     with ExitStack() as stack:
         files: dict[str, IO[bytes]] = {}
         for images in shown:
-            for name, rows in outputs(images).items():
+            numbers = torch.tensor(shown.taken[-len(images) :], device=images.device)
+            for name, rows in outputs(images, numbers).items():
                 if name not in files:
-                    files[name] = stack.enter_context(open(folder / f"{name}.f32", "wb"))
+                    files[name] = stack.enter_context(open(folder / f"{name}.f32.{rank}", "wb"))
                     dims[name] = rows.shape[1]
                 files[name].write(rows.float().cpu().contiguous().numpy().tobytes())
     return dims
+
+
+def _joined(folder: Path, name: str, ranks: int) -> None:
+    """The ranks' files as one, in order."""
+    parts = [part for rank in range(ranks) if (part := folder / f"{name}.f32.{rank}").is_file()]
+    parts[0].rename(folder / f"{name}.f32")
+    with open(folder / f"{name}.f32", "ab") as whole:
+        for part in parts[1:]:
+            with open(part, "rb") as file:
+                shutil.copyfileobj(file, whole, 2**24)
+            part.unlink()
 
 
 def _put(partial: Path, there: Path) -> None:

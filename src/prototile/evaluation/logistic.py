@@ -1,0 +1,172 @@
+"""Logistic regression whose regularisation is chosen among 45: the transfer protocol of Ericsson et al. 2021.
+
+n images, t of them to learn from, d dims, c classes.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from prototile.evaluation.convex import Linear, Problem
+from prototile.evaluation.features import all_labelled, labelled, same_dims
+from prototile.evaluation.scores import mean_average_precision, mean_per_class, present
+from prototile.evaluation.splits import held_out
+
+Metric = Literal["top1", "mean per class", "mAP 11"]
+SelectOn = Literal["validation", "test"]
+
+GRID = tuple((10 ** torch.linspace(-5, 6, 45, dtype=torch.float64)).tolist())  # of C, which is 1 / lambda
+
+
+@dataclass(frozen=True, eq=False)
+class Logistic:
+    """The score of test images at the chosen C, and those of all on the images that it was chosen on."""
+
+    metric: Metric
+    value: float
+    images: int
+    c: float
+    curve: Mapping[float, float]  # by C
+    selected_on: SelectOn
+    passes: int  # over the training images, in all fits
+    right: Bool[Tensor, " n"] | None = field(repr=False)  # of each test image, where it has one class
+    each: Sequence[float] | None = field(default=None, repr=False)  # of each class, for mAP
+
+    def as_dict(self) -> dict[str, Any]:
+        left_out = ("right",)
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in left_out}
+
+    def __str__(self) -> str:
+        return f"logistic {self.value:.1%} ({self.metric}) of {self.images:,} images (C = {self.c:.3g})"
+
+
+def logistic(
+    train: Float[Tensor, "t d"],
+    train_labels: Int[Tensor, " t *c"],
+    test: Float[Tensor, "n d"],
+    test_labels: Int[Tensor, " n *c"],
+    *,
+    metric: Metric = "top1",
+    validation: tuple[Tensor, Tensor] | None = None,
+    share: float = 0.2,
+    seed: int = 0,
+    select_on: SelectOn = "validation",
+    cs: Sequence[float] = GRID,
+    standardise: bool = False,
+    tolerance: float = 1e-4,
+    iterations: int = 100,
+    device: torch.device | str | None = None,
+) -> Logistic:
+    r"""Multinomial regression, $\sum CE + \frac{1}{2C} \|W\|^2$ with a free intercept, for each C of the grid.
+
+    The best C on `validation` (features and labels), or on the share of the training images that is drawn for that,
+    is fitted again to all of them; of equal ones the largest, as in the original. With select_on="test" it is the best
+    on the test images, which flatters it. Labels of several classes (VOC's 1, 0, -1) get one regression for each, and
+    metric "mAP 11". Features are taken as they are, unless they are to be standardised.
+
+    Fits go from the strongest regularisation to the weakest, each from its neighbour's solution.
+    """
+    if not cs or min(cs) <= 0:
+        raise ValueError(f"C must be positive, got {tuple(cs)}")
+    if select_on not in ("validation", "test"):
+        raise ValueError(f"select_on must be 'validation' or 'test', got {select_on!r}")
+    several = train_labels.ndim == 2
+    if several != (metric == "mAP 11"):
+        raise ValueError(
+            f"metric {metric!r} is not for labels of shape {tuple(train_labels.shape)}: mAP is for several"
+        )
+    x, y = _rows(train, train_labels, "training")
+    queries, wanted = _rows(test, test_labels, "test")
+    same_dims(x, queries)
+    scale = _scale(x) if standardise else None
+    x, queries = _scaled(x, scale), _scaled(queries, scale)
+    fitter = _Fitter(metric, sorted(cs), tolerance, iterations, device, _classes(y, wanted))
+    if select_on == "test":
+        best = fitter.best(x, y, queries, wanted)
+        found = best.found
+    else:
+        if validation is None:
+            kept, held = held_out(y, share, seed=seed)
+            parts = (x[kept], y[kept], x[held], y[held])
+        else:
+            more, more_y = _rows(*validation, "validation")
+            parts = (x, y, _scaled(more, scale), more_y)
+            x, y = torch.cat([x, parts[2]]), torch.cat([y, more_y])
+        best = fitter.best(*parts)
+        found = next(fitter.path(fitter.problem(x, y), [best.c], best.found))
+    value, right, each = fitter.scored(found, queries, wanted)
+    return Logistic(metric, value, len(queries), best.c, best.curve, select_on, best.passes + found.passes, right, each)
+
+
+@dataclass(frozen=True, eq=False)
+class _Best:
+    c: float
+    found: Linear
+    curve: Mapping[float, float]
+    passes: int
+
+
+@dataclass(frozen=True)
+class _Fitter:
+    metric: Metric
+    cs: Sequence[float]
+    tolerance: float
+    iterations: int
+    device: torch.device | str | None
+    classes: int
+
+    def problem(self, x: Tensor, y: Tensor) -> Problem:
+        if y.ndim == 2:
+            return Problem(x, torch.where(present(y), 1, -1), loss="sigmoid", device=self.device)
+        return Problem(x, y, classes=self.classes, device=self.device)
+
+    def path(self, problem: Problem, cs: Sequence[float], start: Linear | None = None) -> Iterator[Linear]:
+        penalties = [1 / (c * len(problem)) for c in cs]
+        return problem.path(penalties, start, tolerance=self.tolerance, iterations=self.iterations)
+
+    def best(self, x: Tensor, y: Tensor, queries: Tensor, wanted: Tensor) -> _Best:
+        """Of the grid, on these queries."""
+        curve, passes, best, chosen = {}, 0, None, 0.0
+        for c, found in zip(self.cs, self.path(self.problem(x, y), self.cs), strict=True):
+            curve[c], passes = self.scored(found, queries, wanted)[0], passes + found.passes
+            if best is None or curve[c] >= curve[chosen]:
+                best, chosen = found, c
+        assert best is not None
+        return _Best(chosen, best, curve, passes)
+
+    def scored(
+        self, found: Linear, queries: Tensor, wanted: Tensor
+    ) -> tuple[float, Bool[Tensor, " n"] | None, list[float] | None]:
+        if self.metric == "mAP 11":
+            value, each = mean_average_precision(found.scores(queries), wanted.cpu(), "eleven")
+            return value, None, each
+        right = found.predicted(queries) == wanted.cpu()
+        measure: Callable[..., float] = mean_per_class if self.metric == "mean per class" else _top1
+        return measure(right, wanted.cpu()), right, None
+
+
+def _top1(right: Tensor, labels: Tensor) -> float:
+    return float(right.double().mean())
+
+
+def _rows(features: Tensor, labels: Tensor, part: str) -> tuple[Tensor, Tensor]:
+    return labelled(features, labels, part) if labels.ndim == 1 else all_labelled(features, labels, part)
+
+
+def _classes(y: Tensor, wanted: Tensor) -> int:
+    return y.shape[1] if y.ndim == 2 else int(max(y.max(), wanted.max())) + 1
+
+
+def _scale(x: Float[Tensor, "t d"]) -> tuple[Tensor, Tensor]:
+    """The mean and deviation of each dim; of a constant one 1."""
+    deviation, mean = torch.std_mean(x, 0, correction=0)
+    return mean, torch.where(deviation > 0, deviation, 1)
+
+
+def _scaled(x: Float[Tensor, "m d"], scale: tuple[Tensor, Tensor] | None) -> Float[Tensor, "m d"]:
+    return x if scale is None else (x - scale[0]) / scale[1]
