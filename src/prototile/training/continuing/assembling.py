@@ -68,6 +68,17 @@ def assembled(
     return Assembled(method, tuple(rebuilt), tuple(said), described)
 
 
+def as_made_(imported: Imported, name: str) -> None:
+    """Activations of heads that a file does not tell become those that this package's method has."""
+    if name not in (*JOINT, "swav"):
+        return
+    heads = (head.projector for head in imported.heads.values())
+    for module in (imported.projector, imported.predictor, *heads):
+        if isinstance(module, nn.Sequential):
+            for i, layer in enumerate(module):
+                module[i] = nn.ReLU() if isinstance(layer, nn.GELU) else layer
+
+
 def vars_of(module: nn.Module) -> dict[str, Any]:
     """Attributes and parameters by name; parameters that are None too."""
     return {**vars(module), **module._parameters}
@@ -180,6 +191,8 @@ def _sizes(
         return found
     count, dims = head.prototypes.vectors.shape
     found |= {"num_prototypes": count, "bottleneck": dims, "hidden": _SMALL}
+    if name == "esvit" and patch_head is not None:
+        found["num_region_prototypes"] = len(patch_head.prototypes.vectors)
     if name in _MASKED and patch_head is not None:
         if _same(head.prototypes, patch_head.prototypes) and _same(head.projector, patch_head.projector):
             found["shared"] = "prototypes"

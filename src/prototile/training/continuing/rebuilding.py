@@ -104,8 +104,9 @@ class Unfreezing(pl.Callback):
         assert isinstance(pl_module, Training)
         method = pl_module.method
         for backbone, resting in zip(method.backbones, self.resting(method, trainer.current_epoch), strict=True):
-            for layer in backbone.layers:
-                layer.train(layer not in resting)
+            backbone.train()
+            for layer in resting:
+                layer.eval()
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer

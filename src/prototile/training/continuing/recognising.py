@@ -38,7 +38,7 @@ def method_of(student: Imported, teacher: Imported | None) -> tuple[str, str | N
     if layout == "EsViT":
         regional = "patches" in heads and student.backbone is not None and student.backbone.patch is not None
         return ("esvit", None) if regional else ("dino", "EsViT without regions is DINO: so it is continued")
-    told = _told(student)
+    told = method_told(student)
     if told is not None:
         return told, None
     if not heads and student.predictor is None:
@@ -56,7 +56,7 @@ def method_of(student: Imported, teacher: Imported | None) -> tuple[str, str | N
     return name, f"by its parts, it was taken for {name}"
 
 
-def _told(imported: Imported) -> str | None:
+def method_told(imported: Imported) -> str | None:
     """What settings or names of keys say."""
     method = imported.settings.get("method")
     if isinstance(method, dict):  # of this package

@@ -20,9 +20,9 @@ from prototile.checkpoints.reading import read
 from prototile.methods import METHODS, Method, Prototypical
 from prototile.methods.objectives import ClassTokens
 from prototile.schedules import Constant, Progress
-from prototile.training.continuing.assembling import assembled
+from prototile.training.continuing.assembling import as_made_, assembled
 from prototile.training.continuing.described import build, optimization_of
-from prototile.training.continuing.recognising import method_of
+from prototile.training.continuing.recognising import method_of, method_told
 from prototile.training.optimization import Optimization
 from prototile.views import Augmentation
 
@@ -70,6 +70,9 @@ def restore(
     name, guess = (method, None) if method is not None else method_of(student, teacher)
     if name not in CONTINUED:
         raise ValueError(f"{name} has no projector to spread, so it cannot be continued: give another method")
+    if found.layout == "prototile" and method_told(found) is None:
+        for file in filter(None, (student, teacher)):
+            as_made_(file, name)
     made = assembled(name, student, teacher, options, _state(contents), seed=seed)
     restored = Restored(
         method=made.method,
