@@ -89,6 +89,7 @@ def at(contents: dict, path: tuple) -> dict:
 ASIDE = re.compile(
     r"num_batches_tracked|relative_position_index|classifier|criterion|^dino_loss|dino_loss_func|^ibot_loss|^stage0"
     r"|^(module\.)?fc\.(weight|bias)$|^head\.(weight|bias)$|\.vit\.head\.|(teacher|student)_head\."
+    r"|^(module\.)?prototypes\.(prototypes)?[1-9]\.weight$"  # how many sets there are, nobody knows
     r"|mask(ed_embed|_token)$"  # a network without one is a whole network
 )
 CHANGES = ("missing", "shape", "extra")
@@ -119,7 +120,7 @@ def check_changes(case: str, some: int | None) -> None:
 
 @every
 def test_a_single_key_decides(case):
-    check_changes(case, 3)
+    check_changes(case, 2)
 
 
 @pytest.mark.slow

@@ -63,6 +63,8 @@ def mlp_of(
                 raise Misfit(f"{what}: layer {i} takes {given} dims and gets {width}")
             layers.append(partial(nn.Linear, given, outputs, bias=_biased(state, i, bias, last=i == max(numbers))))
             width = outputs
+    if bias != "any" and f"{max(numbers)}.weight" in state and f"{max(numbers)}.running_mean" in state:
+        raise Misfit(f"{what} ends with batch norm {max(numbers)}: the layer behind it is missing")
     return made(lambda: nn.Sequential(*(layer() for layer in layers)), state, what)
 
 
