@@ -30,6 +30,7 @@ bench: .venv-bench/.stamp ## Run the benchmarks, beside other libraries
 	.venv-bench/bin/python benchmarks/assignments.py
 	.venv-bench/bin/python benchmarks/views.py
 	.venv-bench/bin/python benchmarks/training.py
+	.venv-bench/bin/python benchmarks/audit.py
 
 gpu: ## Run GPU tests, benchmarks and experiments (DATA=ROOT), with the machine's own torch if it sees a GPU
 	scripts/gpu $(DATA)
