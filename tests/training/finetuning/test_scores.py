@@ -11,6 +11,7 @@ from evaluation_cases import Pixels, Some
 from finetuning_cases import few
 from prototile.data import Arrays, Groups
 from prototile.evaluation import Crop
+from prototile.evaluation.records import append, read
 from prototile.training.finetuning import Classifier, FineTuned, Scores, Scoring, score
 from prototile.training.finetuning.result import standard_error
 from prototile.training.finetuning.scores import scores_of, tallied
@@ -103,3 +104,15 @@ def test_records_have_means_and_standard_errors():
     assert str(found) == "plain: top1 30.00% ± 15.28% (3 seeds) of 10 images; lr 0.1"
     assert record(0.5).as_dict()["error"] is None
     assert math.isnan(standard_error([1.0]))
+
+
+def test_a_line_of_evaluations(tmp_path):
+    found = record(0.1, 0.3)
+    line = found.as_record()
+    append(tmp_path / "evaluations.jsonl", line)
+    (again,) = read(tmp_path / "evaluations.jsonl")
+    assert again.as_dict() == line.as_dict()
+    assert (again.protocol, again.metric, again.value, again.images) == ("finetune", "top1", found.value, 10)
+    assert again.standard_error == pytest.approx(found.error)
+    assert (again.selected_on, again.chosen) == ("nothing", ({"lr": 0.1}, {"lr": 0.1}))
+    assert again.details["scores"]["top1"]["seeds"] == [0.1, 0.3]

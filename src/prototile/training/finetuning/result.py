@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from prototile.evaluation.records import Record, key_of, now, versions
 from prototile.training.finetuning.scores import METRICS, Scores
 
 
@@ -75,6 +76,41 @@ class FineTuned:
                 "seconds": self.seconds,
                 "settings": dict(self.settings),
             }
+        )
+
+    def as_record(self) -> Record:
+        """As a line of `evaluations.jsonl`; of which images were right it does not tell."""
+        about = self.settings
+        decides = {name: value for name, value in about.items() if name != "packages"}
+        hashes = about.get("hashes", {})
+        told = self.as_dict()
+        return Record(
+            protocol="finetune",
+            metric=self.metric,
+            value=self.value,
+            images=self.n,
+            seeds=self.seeds,
+            values=self.values,
+            selected_on="nothing" if self.select_on == "given" else self.select_on,
+            chosen=(self.chosen,) * len(self.seeds),
+            options={"recipe": self.recipe, **about.get("recipe", {})},
+            details={name: told[name] for name in ("scores", "tried", "train_images", "classes")},
+            seconds=self.seconds,
+            checkpoint={
+                "name": about.get("checkpoint"),
+                "layout": about.get("layout"),
+                "network": about.get("network"),
+                "hash": hashes.get("weights"),
+            },
+            data={
+                "train": about.get("data"),
+                "train hash": hashes.get("train"),
+                "test hash": hashes.get("test"),
+                "crop": about.get("crop"),
+            },
+            versions=versions(),
+            finished=now(),
+            key=key_of({"protocol": "finetune", "seeds": self.seeds, "metric": self.metric, "settings": decides}),
         )
 
     def __str__(self) -> str:
