@@ -128,3 +128,24 @@ def test_what_cannot_be_built():
         beit("vast")
     with pytest.raises(ValueError, match="5 heads do not divide 24 dims"):
         beit("tiny", **SHAPE | {"heads": 5})
+
+
+def test_a_bias_of_its_own_in_every_block():
+    backbone = small(shared_bias=False, mask_token=False)
+    tables = [name for name, _ in backbone.named_parameters() if "relative_position_bias_table" in name]
+    assert tables == [f"beit.blocks.{i}.attn.relative_position_bias_table" for i in range(3)]
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        network = backbone.beit
+        torch.testing.assert_close(backbone(images).cls, network.forward_features(images)[:, 0])
+        for p in network.parameters():
+            p.normal_(std=0.3)  # else all tokens get the same, whatever the attention
+        before = backbone(images).cls
+        network.blocks[1].attn.relative_position_bias_table.normal_(std=3)
+        assert (backbone(images).cls - before).abs().max() > 1e-3
+
+
+def test_pooling_patches_before_the_norm():
+    backbone = small(pool="mean")
+    features = backbone(torch.randn(2, 3, 32, 32), blocks=1)
+    torch.testing.assert_close(features.pooled, backbone.beit.norm(features.blocks[0][:, 1:].mean(1)))

@@ -96,3 +96,29 @@ def test_other_networks(name, options, dims):
 def test_networks_that_timm_does_not_have(name, options, message):
     with pytest.raises(ValueError, match=message):
         timm_model(name, **options)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_another_width(name):
+    """Every layer in proportion, and one network with the usual one where that is asked for."""
+    usual, half = resnet(name), resnet(name, width=32, zero_init_last=True)
+    assert half.dims * 2 == usual.dims
+    shapes = {key: x.shape for key, x in half.state_dict().items()}
+    assert shapes.keys() == usual.state_dict().keys()
+    for key, x in usual.state_dict().items():
+        axes = [n if n in (1, 3, 7) else n // 2 for n in x.shape]
+        assert list(shapes[key]) == axes, key
+    assert half(torch.randn(2, 3, 64, 64)).pooled.shape == (2, half.dims)
+    zeros = [key for key, x in half.state_dict().items() if key.endswith("weight") and not x.any()]
+    assert len(zeros) == sum(len(half.resnet.get_submodule(f"layer{i}")) for i in range(1, 5))
+
+
+def test_a_padded_stem():
+    backbone = resnet("resnet18", stem="padded")
+    assert backbone.resnet.conv1.padding == (2, 2)
+    assert backbone.regions(torch.randn(1, 3, 32, 32)).shape == (1, 512, 5, 5)  # of 34 pixels
+
+
+def test_regions_have_the_features_as_their_mean():
+    backbone, images = resnet("resnet18").eval(), torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(backbone.regions(images).mean((2, 3)), backbone(images).pooled)

@@ -260,3 +260,53 @@ assert all(p.grad.isfinite().all() for p in backbone.parameters())
 def test_it_compiles():
     """In a process of its own, where shapes are annotations only, as for users."""
     subprocess.run([sys.executable, "-c", COMPILED], check=True)
+
+
+def test_registers_are_seen_by_all_and_shown_to_nobody():
+    backbone = small(registers=3)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        for p in backbone.parameters():
+            p.normal_(std=0.3)  # else all tokens get the same, whatever the attention
+        features = backbone(images, blocks=2)
+        assert features.patches.shape == (2, 64, 24)
+        assert [x.shape for x in features.blocks] == [(2, 65, 24)] * 2
+        torch.testing.assert_close(backbone.vit.norm(features.blocks[-1])[:, 0], features.cls)
+        torch.testing.assert_close(backbone.vit.forward_features(images)[:, 0], features.cls)  # timm's own way
+        torch.testing.assert_close(backbone.vit.forward_features(images)[:, 4:], features.patches)
+        torch.testing.assert_close(backbone(images, patches=False).cls, features.cls)
+        backbone.vit.reg_token.normal_()
+        assert (backbone(images).cls - features.cls).abs().max() > 1e-3
+
+
+def test_a_gated_mlp():
+    backbone = small(mlp="swiglu", hidden=20)
+    layer, x = backbone.vit.blocks[0].mlp, torch.randn(5, 24)
+    gate, value = layer.fc1(x).chunk(2, dim=-1)
+    assert gate.shape == (5, 10)
+    torch.testing.assert_close(layer(x), layer.fc2(torch.nn.functional.silu(gate) * value))
+
+
+def test_pooling_patches_before_the_norm():
+    backbone = small(pool="mean")
+    images = torch.randn(2, 3, 32, 32)
+    features = backbone(images, blocks=1)
+    expected = backbone.vit.norm(features.blocks[0][:, 1:].mean(1))
+    torch.testing.assert_close(features.pooled, expected)
+    torch.testing.assert_close(backbone(images, patches=False).pooled, expected)
+    assert not torch.allclose(features.pooled, features.cls)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pool": "max"}, "pool must be one of cls, mean, got 'max'"),
+        ({"mlp": "relu"}, "mlp must be 'gelu' or 'swiglu'"),
+        ({"mlp": "swiglu", "hidden": 7}, "hidden positive"),
+        ({"registers": -1}, "registers must not be negative"),
+    ],
+)
+def test_parts_that_cannot_be_built(options, message):
+    with pytest.raises(ValueError, match=message):
+        small(**options)

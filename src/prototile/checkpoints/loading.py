@@ -27,15 +27,11 @@ def load(path: str | Path, *, network: Choice = "evaluated") -> Imported:
         if (found := own.file_of(path)) is None:
             raise ValueError(f"{path} is no folder of a run: give a checkpoint's file, or the folder of a run")
         path = found
-    if own.looks_exported(path):
-        if network == "student":
-            raise ValueError(
-                f"{path.parent} holds the evaluated backbone only: give the run's checkpoint for its student"
-            )
-        return own.of_export(path.parent)
-    contents = read(path)
-    room = 2 * path.stat().st_size + _ROOM
     try:
+        if own.looks_exported(path):
+            return own.of_export(path.parent, network)
+        contents = read(path)
+        room = 2 * path.stat().st_size + _ROOM
         if own.is_own(contents):
             return own.of_checkpoint(contents, network, room)
         return imported(contents, LAYOUTS, network, room)
