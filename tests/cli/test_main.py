@@ -78,7 +78,7 @@ def test_help_names_every_setting(capsys):
     [
         (["--method.help", "dino_vmf"], ["--method.student_temperature", "von Mises-Fisher", "EpochRamp: start=0.04"]),
         (["--method.help"], ["dino ", "data2vec", "Masked autoencoder"]),
-        (["--method.backbone.help=vit"], ["--method.backbone.patch", "{tiny,small,base,large}"]),
+        (["--method.backbone.help=vit"], ["--method.backbone.patch", "{tiny,small,base,large,huge,giant}"]),
         (["--views.help", "msn"], ["--views.focal_views", "(10)"]),
         (["--optimization.help"], ["--optimization.layer_decay", "{adamw,sgd,lars,larc}"]),
         (["--optimization.roles.help"], ["freeze_epochs"]),

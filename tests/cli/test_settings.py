@@ -129,7 +129,7 @@ def test_a_bad_command_line(words, said):
         ("optimization.roles.prototypes.freeze_epoch", 3, "of Special; there are: freeze_epochs, "),
         ("epochs", "few", "epochs: expected int, got few"),
         ("method.num_prototypes", "few", "method.num_prototypes: expected int, got few"),
-        ("method.backbone.size", "huge", r"method.backbone.size: expected Literal.*'tiny'.*, got huge"),
+        ("method.backbone.size", "vast", r"method.backbone.size: expected Literal.*'tiny'.*, got vast"),
         ("optimization.clip", "q", "optimization.clip: expected float or null, got q"),
         ("precision", "8", "precision: expected Literal"),
         ("views", "my.preset", "views: my.preset can not be imported"),
