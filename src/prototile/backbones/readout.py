@@ -31,6 +31,7 @@ class Readout:
     Readout(blocks=4, patches="behind")      4 class tokens, then mean patch                 DINOv2
     Readout(blocks=1, normed=False)          class token before the final norm               MSN
     Readout(pool=6)                          map's 6 x 6 means, flattened                    SwAV, as an option
+    Readout(grid=2)                          map's means over 2 x 2 parts, flattened         VISSL, of ResNets
 
     Blocks stand oldest first, each behind the final norm where that has their dims (Swin's earlier stages go without,
     and the mean of all tokens is their class token).
@@ -40,22 +41,29 @@ class Readout:
     patches: Literal["no", "behind", "interleaved"] = "no"
     normed: bool = True
     pool: int = 0
+    grid: int = 0
 
     def __post_init__(self) -> None:
         if self.patches not in ("no", "behind", "interleaved"):
             raise ValueError(f"patches must be 'no', 'behind' or 'interleaved', got {self.patches!r}")
-        if self.blocks < 0 or self.pool < 0 or (self.pool and self.blocks):
-            raise ValueError(f"a readout is of blocks or of a pooled map, got blocks={self.blocks}, pool={self.pool}")
+        if min(self.blocks, self.pool, self.grid) < 0 or sum(x > 0 for x in (self.blocks, self.pool, self.grid)) > 1:
+            raise ValueError(
+                f"a readout is of blocks or of a pooled map, got blocks={self.blocks}, pool={self.pool}, "
+                f"grid={self.grid}"
+            )
         if self.patches == "interleaved" and self.blocks != 1:
             raise ValueError(f"one block is interleaved with its patches, got blocks={self.blocks}")
         if not self.blocks and (self.patches != "no" or not self.normed):
             raise ValueError("pooled features stand alone: pass blocks=1 for patches beside them, or before the norm")
 
     def __call__(self, backbone: Backbone, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n _d"]:
-        if self.pool:
+        if self.pool or self.grid:
             if not isinstance(backbone, ResNet):
                 raise ValueError(f"only a ResNet has a map to pool, not a {type(backbone).__name__}")
-            return F.avg_pool2d(backbone.regions(images), self.pool, stride=1).flatten(1)
+            regions = backbone.regions(images)
+            if self.grid:
+                return F.adaptive_avg_pool2d(regions, self.grid).flatten(1)
+            return F.avg_pool2d(regions, self.pool, stride=1).flatten(1)
         if not self.blocks:
             return backbone(images, patches=False).pooled
         return self._of_blocks(backbone, backbone(images, blocks=self.blocks))

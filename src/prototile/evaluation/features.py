@@ -13,7 +13,8 @@ n images, h w pixels, d dims, s side of the crop.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,12 +77,13 @@ class Crop:
     """How an image is shown: the shorter side becomes `resize` pixels, and the central `size` x `size` are normalised.
 
     Without `resize` 256 for 224, as is usual, and in that ratio for other sizes; below 128 the image whole, up to its
-    shape.
+    shape. With `squeeze` all of it is shown, both sides made `size` (CLEVR, VOC).
     """
 
     size: int = 224
     resize: int | None = None
     normalization: Normalization = IMAGENET
+    squeeze: bool = False
 
     def __post_init__(self) -> None:
         if self.resize is None:
@@ -91,6 +93,11 @@ class Crop:
             raise ValueError(
                 f"a crop of {self.size} pixels needs images of at least that size, got resize={self.resize}"
             )
+
+    def as_dict(self) -> dict[str, Any]:
+        """What tells it from other crops."""
+        found = asdict(self)
+        return found if self.squeeze else {name: x for name, x in found.items() if name != "squeeze"}
 
     @property
     def shorter(self) -> int:
@@ -125,7 +132,7 @@ class Shown:
     def __iter__(self) -> Iterator[Float[Tensor, "n 3 s s"]]:
         # a generator of its own: else the model's random numbers would depend on how often features are taken
         loader = DataLoader(
-            _Crops(self._source, self._part, self._crop.size, self._crop.shorter),
+            _Crops(self._source, self._part, self._crop),
             batch_size=self._batch,
             num_workers=self._workers,
             collate_fn=_as_they_are,
@@ -241,11 +248,18 @@ def centre_crop(image: UInt8[Tensor, "3 h w"], size: int, resize: int) -> UInt8[
     return image[:, top : top + size, left : left + size]
 
 
+def squeezed(image: UInt8[Tensor, "3 h w"], size: int) -> UInt8[Tensor, "3 s s"]:
+    """All of the image, both sides made `size`."""
+    if image.shape[1:] == (size, size):
+        return image
+    return F.interpolate(image[None], (size, size), mode="bicubic", antialias=True)[0]
+
+
 class _Crops(Dataset[tuple[int, Tensor | str]]):
     """The crop of an image, or why it cannot be read."""
 
-    def __init__(self, source: Source, part: range, size: int, resize: int):
-        self._source, self._part, self._size, self._resize = source, part, size, resize
+    def __init__(self, source: Source, part: range, crop: Crop):
+        self._source, self._part, self._crop = source, part, crop
 
     def __len__(self) -> int:
         return len(self._part)
@@ -253,7 +267,10 @@ class _Crops(Dataset[tuple[int, Tensor | str]]):
     def __getitem__(self, place: int) -> tuple[int, Tensor | str]:
         index = self._part[place]
         try:
-            return index, centre_crop(self._source.image(index), self._size, self._resize).contiguous()
+            image, size = self._source.image(index), self._crop.size
+            if self._crop.squeeze:
+                return index, squeezed(image, size).contiguous()
+            return index, centre_crop(image, size, self._crop.shorter).contiguous()
         except BadImage as error:
             return index, str(error)
 

@@ -2,8 +2,8 @@ r"""The minimum of a smooth convex function of a matrix, where a diagonal is kno
 
     minimum(objective, start, inverse, ...)    L-BFGS (Nocedal & Wright 2006, chapter 7)
 
-The first guess at the inverse Hessian is a given diagonal D, times $s^T y / y^T D y$ of the last step s, which changed the
-gradient by y. The objective is a sum over many rows, so that nothing else costs much.
+The first guess at the inverse Hessian is a given diagonal D, times $s^T y / y^T D y$ of the last step s, which changed
+the gradient by y. The objective is a sum over many rows, so that nothing else costs much.
 """
 
 from collections import deque
@@ -18,6 +18,7 @@ Objective = Callable[[Tensor], tuple[float, Tensor, float]]  # its value and gra
 
 _MEMORY = 10  # steps that are remembered
 _TRIES = 12  # of a step's length
+_STALLED = 10  # steps in turn that bring no more than rounding, after which it ends
 _DECREASE = 1e-4  # of what the gradient promises, for a step to be taken (Armijo)
 
 
@@ -46,14 +47,15 @@ def minimum(
     iterations: int,
     steps: Sequence[Step] = (),
 ) -> Minimum:
-    """Ends where the objective says that it is no steeper than `tolerance`, where no step helps, or after so many.
+    """Ends where the objective says that it is no steeper than `tolerance`, where steps do not help, or after so many.
 
     `steps` are some that another search has made, of an objective that bends alike.
     """
     point, calls = start, 1
     memory = deque([step for step in steps if _bends(step)], maxlen=_MEMORY)
     value, gradient, steepness = objective(point)
-    while steepness > tolerance and iterations > 0:
+    stalled = 0
+    while steepness > tolerance and iterations > 0 and stalled < _STALLED:
         direction = _direction(gradient, inverse, memory)
         promised = _dot(gradient, direction)
         noise = 4 * torch.finfo(gradient.dtype).eps * abs(value)
@@ -75,6 +77,7 @@ def minimum(
         if _bends(step):
             memory.append(step)
         point = point + step.s
+        stalled = stalled + 1 if value - taken[0] <= noise else 0
         value, gradient, steepness = taken
         iterations -= 1
     return Minimum(point, calls, steepness, tuple(memory))

@@ -18,7 +18,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -69,7 +69,7 @@ def outputs_of(
     They come to `folder`, in a folder of their own that is there as a whole or not at all.
     """
     crop = Crop() if crop is None else crop
-    about = {"format": FORMAT, "key": dict(key), "crop": asdict(crop), "data": fingerprint(source)}
+    about = {"format": FORMAT, "key": dict(key), "crop": crop.as_dict(), "data": fingerprint(source)}
     text = json.dumps(about, sort_keys=True)
     there = folder / hashlib.sha256(text.encode()).hexdigest()[:24]
     reused = distributed.gather_objects((there / _ABOUT).is_file())[0]
