@@ -46,12 +46,20 @@ from prototile.regularizers import (
 if TYPE_CHECKING:
     from prototile import audit, backbones, checkpoints, demo, evaluation, methods, recipes, reports, training
     from prototile.cli.auditing import audit_checkpoint
+    from prototile.cli.continuing import continue_checkpoint
     from prototile.cli.exporting import export_checkpoint
+    from prototile.cli.finetuning import finetune_checkpoint
     from prototile.cli.pretraining import pretrain
 
 _LATER = ("audit", "backbones", "checkpoints", "demo", "evaluation", "methods", "recipes", "reports", "training")
 
-_VERBS = {"pretrain": "pretraining", "audit_checkpoint": "auditing", "export_checkpoint": "exporting"}
+_VERBS = {
+    "pretrain": "pretraining",
+    "audit_checkpoint": "auditing",
+    "continue_checkpoint": "continuing",
+    "export_checkpoint": "exporting",
+    "finetune_checkpoint": "finetuning",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -96,6 +104,7 @@ __all__ = [
     "audit_checkpoint",
     "backbones",
     "checkpoints",
+    "continue_checkpoint",
     "cross_entropy",
     "cross_entropy_and_mean",
     "data",
@@ -103,6 +112,7 @@ __all__ = [
     "dense",
     "evaluation",
     "export_checkpoint",
+    "finetune_checkpoint",
     "losses",
     "methods",
     "nearest",
