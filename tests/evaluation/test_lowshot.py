@@ -6,6 +6,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from prototile.evaluation.lowshot import LAMBDA, Split, low_shot, official_lists, rows_by_themselves, splits_of
+from prototile.evaluation.splits import read_ids
 
 CLASSES = 5
 
@@ -44,7 +45,7 @@ def test_equals_scikit_learn(penalty, images):
 
 def test_the_mean_of_splits():
     train, y, test, wanted = problem()
-    parts = list(splits_of(2, 3, y, [], None).values())
+    parts = list(splits_of(2, 3, y, []).values())
     assert len({tuple(part.tolist()) for part in parts}) == 3
     found = low_shot(train, y, test, wanted, parts, name="2 per class")
     alone = [low_shot(train, y, test, wanted, [part]).value for part in parts]
@@ -58,13 +59,12 @@ def test_the_mean_of_splits():
 def test_splits_are_kept(tmp_path):
     y = torch.arange(40) % 4
     ids = [f"class{k}/{i}.png" for i, k in enumerate(y.tolist())]
-    first = splits_of(2, 3, y, ids, tmp_path)
-    assert list(first) == ["2-per-class-0.txt", "2-per-class-1.txt", "2-per-class-2.txt"]
-    (tmp_path / "2-per-class-1.txt").write_text("5.png\n6.png\n")
-    again = splits_of(2, 3, y, ids, tmp_path)
-    assert again["2-per-class-1.txt"].tolist() == [5, 6]
-    assert again["2-per-class-2.txt"].tolist() == first["2-per-class-2.txt"].tolist()
-    assert list(splits_of(0.1, 1, y, ids, tmp_path)) == ["10percent-0.txt"]
+    found = splits_of(2, 3, y, ids, kept=tmp_path)
+    assert list(found) == ["2-per-class-0.txt", "2-per-class-1.txt", "2-per-class-2.txt"]
+    for name, part in found.items():
+        assert torch.equal(read_ids(tmp_path / name, ids), part)
+        assert torch.bincount(y[part]).tolist() == [2] * 4
+    assert list(splits_of(0.1, 1, y, ids, kept=tmp_path)) == ["10percent-0.txt"]
     assert (tmp_path / "10percent-0.txt").read_text().count("\n") == 4
 
 
@@ -80,8 +80,8 @@ def test_official_lists(tmp_path):
         (tmp_path / folder).mkdir(exist_ok=True)
         (tmp_path / folder / name).write_text(content)
     y = torch.tensor([0] * 4 + [1] * 4)
-    assert [x.tolist() for x in splits_of(5, 3, y, ids, tmp_path).values()] == [[1], [2], [7]]
-    assert [x.tolist() for x in splits_of(0.01, 1, y, ids, tmp_path).values()] == [[4]]
+    assert [x.tolist() for x in splits_of(5, 3, y, ids, official=tmp_path).values()] == [[1], [2], [7]]
+    assert [x.tolist() for x in splits_of(0.01, 1, y, ids, official=tmp_path).values()] == [[4]]
     assert official_lists(tmp_path, 1) == []
     assert official_lists(tmp_path, 0.1) == []
 

@@ -82,7 +82,7 @@ def encoded(
     projectors = projectors_of(imported)
     network = nn.ModuleList([backbone, *projectors.values()]).to(device)
     outputs = _outputs(backbone, projectors)
-    key = {"weights": weights_hash(network), "network": _described(backbone), "outputs": list(projectors)}
+    key = {"weights": weights_hash(network), "network": described(backbone), "outputs": list(projectors)}
     workers = default_workers() if workers is None else workers
     return outputs_of(source, outputs, network, folder=cache, key=key, crop=crop, batch=batch, workers=workers)
 
@@ -193,7 +193,7 @@ def _usual(backbone: Backbone | None) -> int:
     return SIZE
 
 
-def _described(backbone: Backbone) -> str:
+def described(backbone: Backbone) -> str:
     """What the weights do not tell: layers, and plain options such as how positions are resized."""
     options = {k: v for k, v in vars(backbone).items() if isinstance(v, bool | int | float | str | None)}
     return f"{backbone} {sorted((k, v) for k, v in options.items() if k not in ('training', 'checkpointing'))}"

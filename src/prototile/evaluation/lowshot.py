@@ -40,13 +40,20 @@ class Split:
 
     @property
     def name(self) -> str:
-        return f"{self.images} per class" if self.share is None else f"{100 * self.share:g}%"
+        size = self.images if self.share is None else self.share
+        assert size is not None
+        return size_name(size)
 
     def drawn(self, labels: Int[Tensor, " t"]) -> Int[Tensor, " m"]:
         if self.share is not None:
             return share_of_each(labels, self.share, seed=self.number)
         assert self.images is not None
         return some_of_each(labels, self.images, seed=self.number)
+
+
+def size_name(size: int | float) -> str:
+    """Of images per class, or of a share below 1."""
+    return f"{size} per class" if size >= 1 else f"{100 * size:g}%"
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,24 +121,28 @@ def rows_by_themselves(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
 
 
 def splits_of(
-    size: int | float, count: int, labels: Int[Tensor, " t"], ids: Sequence[str], folder: Path | None
+    size: int | float,
+    count: int,
+    labels: Int[Tensor, " t"],
+    ids: Sequence[str],
+    *,
+    official: Path | None = None,
+    kept: Path | None = None,
 ) -> dict[str, Int[Tensor, " _m"]]:
     """The training images of each split of this size (images per class, or a share below 1), by the split's name.
 
-    `folder` keeps the lists. ImageNet's official ones lie in folders imagenet_subsets1, 2, 3, and are taken where they
-    are there; others are drawn by their number, written there, and read from there ever after.
+    ImageNet's `official` lists lie in folders imagenet_subsets1, 2, 3 of one; where there are none of this size, splits
+    are drawn, each by its number, and their lists go into the folder `kept`, for others to use.
     """
-    drawn = [Split(None, size, i) if isinstance(size, float) else Split(size, None, i) for i in range(count)]
-    if folder is None:
-        return {f"{split.name}, seed {split.number}": split.drawn(labels) for split in drawn}
-    if official := official_lists(folder, size):
-        return {str(file.relative_to(folder)): read_ids(file, ids) for file in official}
+    if official is not None and (lists := official_lists(official, size)):
+        return {str(file.relative_to(official)): read_ids(file, ids) for file in lists}
     found = {}
-    for split in drawn:
-        file = folder / f"{split.name.replace(' ', '-').replace('%', 'percent')}-{split.number}.txt"
-        if not file.is_file():
-            write_ids(file, [str(ids[int(number)]) for number in split.drawn(labels)])
-        found[file.name] = read_ids(file, ids)
+    for number in range(count):
+        split = Split(None, size, number) if isinstance(size, float) else Split(size, None, number)
+        name = f"{split.name.replace(' ', '-').replace('%', 'percent')}-{number}.txt"
+        found[name] = split.drawn(labels)
+        if kept is not None:
+            write_ids(kept / name, [str(ids[int(i)]) for i in found[name]])
     return found
 
 

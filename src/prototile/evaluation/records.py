@@ -2,7 +2,7 @@
 
     Record                   what was measured, of what, how, and how long it took
     append, read             to and from a file, `evaluations.jsonl`
-    finished                 the record of this key, where there is one
+    finished                 the records of this key, where there are any
     key_of                   the key of all that decides a number
     Parts                    what an evaluation that was interrupted had finished
     packed, unpacked         which images were right, in little room
@@ -107,10 +107,10 @@ def shown(value: float, metric: str) -> str:
     return f"{value:.2f}" if metric in ("RankMe", "alpha-ReQ", "LiDAR") else f"{100 * value:.2f}%"
 
 
-def append(file: Path, record: Record) -> None:
-    """Adds a line in one write, so that those of several processes stay whole; a line that was cut off is ended."""
+def append(file: Path, *records: Record) -> None:
+    """Adds lines in one write, so that those of several processes stay whole; a line that was cut off is ended."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(record.as_dict(), allow_nan=False).encode() + b"\n"
+    line = b"".join(json.dumps(record.as_dict(), allow_nan=False).encode() + b"\n" for record in records)
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
         size = os.fstat(descriptor).st_size
@@ -137,9 +137,10 @@ def read(file: Path) -> list[Record]:
     return found
 
 
-def finished(file: Path, key: str) -> Record | None:
-    """The latest record with this key."""
-    return next((x for x in reversed(read(file)) if x.key == key), None) if file.is_file() else None
+def finished(file: Path, key: str) -> list[Record]:
+    """The latest records with this key, one of each protocol and metric; none where it has not been finished."""
+    found = {} if not file.is_file() else {(x.protocol, x.metric): x for x in read(file) if x.key == key}
+    return list(found.values())
 
 
 def key_of(about: Mapping[str, Any]) -> str:
