@@ -207,3 +207,12 @@ def test_from_python(run):
     found = prototile.audit_checkpoint(run.folder, maps=False)
     assert found.audit.prototypes["cls"].unique.count >= 1
     assert found.page.startswith("<!doctype html>")
+
+
+def test_a_runs_own_softmax_is_looked_at(tmp_path):
+    """vMF's normaliser is part of the assignments, though no weight tells of it."""
+    config = {"method": {"class_path": "prototile.methods.dino", "init_args": {"vmf": True}}}
+    run = train("vit", tmp_path / "run", limit_steps=1, config=config)
+    head = load(run.folder).heads["cls"]
+    assert head.prototypes.vmf
+    assert load(train("vit", tmp_path / "other", limit_steps=1).folder).heads["cls"].prototypes.vmf is False

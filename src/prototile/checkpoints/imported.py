@@ -4,7 +4,7 @@ n rows, d dims, k prototypes.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from jaxtyping import Float
@@ -37,8 +37,11 @@ class ImportedHead(nn.Module):
 
     def assignments(self, embeddings: Float[Tensor, "n d"], temperature: float) -> Assignments:
         """The project's own softmax over prototypes, of rows that the projector has made."""
-        offset = None if self.bias is None else self.bias / temperature
-        return Assignments(normalize(embeddings), self.prototypes.weights(), temperature, offset)
+        found = self.prototypes(embeddings, temperature)
+        if self.bias is None:
+            return found
+        own = 0 if found.offset is None else found.offset
+        return replace(found, offset=self.bias / temperature + own)
 
     def scores(self, embeddings: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
         """What the project's softmax sees before it divides by a temperature, of rows that the projector has made."""

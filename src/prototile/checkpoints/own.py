@@ -61,6 +61,9 @@ def of_checkpoint(contents: Mapping[str, Any], choice: Choice, room: int) -> Imp
     if isinstance(continued, dict):  # heads may be as another project makes them
         layout = replace(layout, bias="any", score="stored" if continued.get("score") == "stored" else "cosine")
     found = imported(contents, [layout], choice, room)
+    if options.get("vmf") is True or name.endswith("_vmf"):  # what the weights do not tell
+        for head in found.heads.values():
+            head.prototypes.vmf = True
     return replace(found, settings=config if isinstance(config, dict) else {})
 
 

@@ -28,7 +28,7 @@ from prototile.audit.compare import Comparison, compare
 from prototile.audit.cover import EPSILON
 from prototile.audit.embeddings import alignment_of, lidar
 from prototile.audit.maps import map_embeddings, map_prototypes
-from prototile.checkpoints import Imported, load, write_atomically
+from prototile.checkpoints import Imported, ImportedHead, load, write_atomically
 from prototile.checkpoints.imported import Choice
 from prototile.cli.encoding import (
     FEATURES,
@@ -166,7 +166,7 @@ class _Looked:
                 self.stored.outputs[output_of(kind)],
                 head.prototypes.weights().detach().cpu(),
                 self.temperature,
-                offset=None if head.bias is None else head.bias.cpu() / self.temperature,
+                offset=_offset(head, self.temperature),
                 unique=self.prototypes[kind].unique,
                 prior=None if prior is None else prior(len(head.prototypes.vectors)),
                 labels=self.labels,
@@ -193,6 +193,13 @@ class _Looked:
             embeddings = self.stored.outputs[PROJECTIONS]
             return {"cls, images": map_embeddings(embeddings, weights, self.prototypes["cls"].unique, seed=self.seed)}
         return {"images": map_embeddings(self.stored.outputs[FEATURES], seed=self.seed)}
+
+
+def _offset(head: ImportedHead, temperature: float) -> Tensor | None:
+    """What the head's softmax adds to its logits: a bias, vMF's normaliser."""
+    none = head.prototypes.vectors.new_zeros(1, head.prototypes.vectors.shape[1])
+    offset = head.assignments(none, temperature).offset
+    return None if offset is None else offset.detach().cpu()
 
 
 def page(audited: Sequence[Audited]) -> str:
