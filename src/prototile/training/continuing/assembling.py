@@ -56,7 +56,12 @@ def assembled(
         backbone.mask_token = new_token(width)  # type: ignore[assignment]
         said.append("the file has no mask token: a new one begins at zero")
     made = _joint if name in JOINT else _clustering
-    method, rebuilt, given = made(name, backbone, student, dict(options), said, state)
+    try:
+        method, rebuilt, given = made(name, backbone, student, dict(options), said, state)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise ValueError(f"{name} does not take all of the options {', '.join(options)}: {error}") from error
     if isinstance(method, Prototypical):
         _teach_(method, teacher, said)
         _put_back_(method, student if teacher is None else teacher, state)

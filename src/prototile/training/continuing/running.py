@@ -84,6 +84,7 @@ def continue_training(
         images = bench.asked if bench.known is None else bench.known
         start_prototypes_(method, images, bench.crop, restored.rebuilt, batch=bench.batch, seed=options.get("seed", 0))
     told = {"criterion": criterion, "coefficients": dict(coefficients or {}), "weights": base, "keep": keep}
+    told["score"] = _score(method)
     whole = {"method": restored.described, **(config or {}), "continued": told}
     remembering, keeper = Remembering(restored.optimizer), guard(out / "checkpoints")
     finishing = _Finishing(restored, bench, keeper, remembering, out, checkpoint, told, more + epochs, whole)
@@ -160,7 +161,7 @@ class _Finishing(pl.Callback):
         assert self.before is not None
         method, keeper = self.restored.method, self.keeper
         if broken is None:
-            keeper.look(method, trainer.current_epoch, trainer.global_step, trainer)
+            keeper.look(method, trainer.current_epoch + 1, trainer.global_step, trainer)  # of an epoch that goes on
         end = max(keeper.scores)
         best = keeper.best if self.told["keep"] == "best" or broken else end
         last = None
@@ -232,6 +233,12 @@ def _backbone(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     for name in ("method", "init_args", "backbone"):
         value = value.get(name) if isinstance(value, Mapping) else None
     return value if isinstance(value, Mapping) else None
+
+
+def _score(method: nn.Module) -> str:
+    """Whether prototypes enter scores as they are stored, which a checkpoint does not tell."""
+    free = isinstance(method, Prototypical) and not method.student.head.prototypes.normalized
+    return "stored" if free else "cosine"
 
 
 def _hash(method: nn.Module) -> str:
