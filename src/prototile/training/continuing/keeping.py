@@ -19,6 +19,7 @@ from prototile.backbones import Backbone
 from prototile.checkpoints.atomic import write_atomically
 from prototile.data.source import Source, Subset
 from prototile.evaluation import Crop, extract, knn
+from prototile.evaluation.features import device_of
 from prototile.methods import Method
 from prototile.training.continuing.measuring import has_labels
 from prototile.training.module import Training
@@ -119,6 +120,7 @@ class KeepBest(pl.Callback):
                 kept = {"epoch": epoch, "score": score, "state_dict": state}
                 write_atomically(self.path, lambda file: torch.save(kept, file))
             logger.info("after epoch %d: %s (before: %s)", epoch, *map(self._judge.shown, (score, self.scores[0])))
+        distributed.any_rank(False, device=device_of(method.backbone))  # nobody reads before it is written
         for log in trainer.loggers if trainer is not None else ():
             log.log_metrics({f"guard/{self._judge.measure}": score, "epoch": max(epoch - 1, 0)}, step=step)
 
