@@ -6,7 +6,10 @@ assumes when it averages gradients. `sum` and `gather` are differentiable in tha
 sums the incoming gradients over ranks. (`torch.distributed.nn.functional` did this, and is deprecated.)
 """
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -23,6 +26,23 @@ def world_size() -> int:
 def rank() -> int:
     """This process's rank; 0 outside a process group."""
     return dist.get_rank() if world_size() > 1 else 0
+
+
+@contextmanager
+def launched() -> Iterator[None]:
+    """In the process group that torchrun means, where it has started this process; its ranks wait for each other for
+    as long as a day.
+    """
+    if not dist.is_available() or dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(days=1))
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def sum(x: Tensor) -> Tensor:

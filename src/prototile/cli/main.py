@@ -119,6 +119,13 @@ def _continue(words: list[str]) -> int:
         return int(error.code) if isinstance(error.code, int) else 130
 
 
+def _evaluate(words: list[str]) -> None:
+    from prototile.cli.evaluate_command import command
+
+    with _messages_on_screen():
+        command(words)
+
+
 def _export(words: list[str]) -> None:
     from prototile.cli.exporting import command
 
@@ -216,6 +223,7 @@ VERBS = {
     "pretrain": Verb("train a method on any images", _pretrain),
     "continue": Verb("a few epochs more from any checkpoint, with a criterion such as E2MC", _continue),
     "audit": Verb("what the prototypes of any checkpoint are like: a table, and a page", _audit),
+    "evaluate": Verb("what the features of any checkpoint are worth, by the papers' protocols", _evaluate),
     "finetune": Verb("train the backbone of any checkpoint on labels, by published recipes", _finetune),
     "export": Verb("the backbone of any checkpoint as one file for others", _export),
 }

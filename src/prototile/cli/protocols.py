@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from prototile.audit.embeddings import audit_embeddings, lidar
@@ -21,11 +22,13 @@ from prototile.evaluation.linear import linear
 from prototile.evaluation.logistic import GRID, logistic
 from prototile.evaluation.lowshot import low_shot, size_name, splits_of
 from prototile.evaluation.published import LinearRecipe, published_linear
+from prototile.evaluation.splits import held_out
 from prototile.evaluation.svm import support_vectors
 from prototile.evaluation.transfer import SUITE
 from prototile.evaluation.viewed import ViewsFeed, random_crops
 
 _VIEWED, _VIEWS = 1000, 10  # images and their views, for LiDAR
+_JUDGED = 10_000  # training images that a number of neighbours is chosen on
 
 
 @dataclass(frozen=True)
@@ -42,15 +45,25 @@ class Protocol:
 
 def _knn(task: Task) -> list[Outcome]:
     task.several("knn")
-    train, test = task.train.features["knn"], task.test.features["knn"]
-    found = knn(train, task.hidden(), test, task.test.labels, task.options.ks, device=task.subject.device)
-    details = {"top1": dict(found.top1), "top5": dict(found.top5)}
-    chosen = {"k": found.best_k}
-    on = "test" if len(found.top1) > 1 else "nothing"
-    right = [found.right[found.best_k]]
-    return [
-        Outcome("top1", [found.accuracy], found.images, chosen=[chosen], selected_on=on, details=details, right=right)
-    ]
+    train, test, labels, ks = task.train.features["knn"], task.test.features["knn"], task.hidden(), task.options.ks
+    found = knn(train, labels, test, task.test.labels, ks, device=task.subject.device)
+    k, on = found.best_k, "test"
+    if len(found.top1) == 1:
+        on = "nothing"
+    elif task.options.select_on == "validation":
+        k, on = _best_k(train, labels, list(found.top1), task.subject.device), "validation"
+    details = {"top1": dict(found.top1), "top5": dict(found.top5), "best on test": found.best_k}
+    right = [found.right[k]]
+    return [Outcome("top1", [found.top1[k]], found.images, (0,), [{"k": k}], on, details, right)]
+
+
+def _best_k(train: Tensor, labels: Tensor, ks: Sequence[int], device: torch.device) -> int:
+    """For some of the training images, among the neighbours that the others are."""
+    share = min(0.2, _JUDGED / int((labels >= 0).sum()))
+    kept, held = held_out(labels, share)
+    rest, judged = (torch.full_like(labels, -1) for _ in range(2))
+    rest[kept], judged[held] = labels[kept], labels[held]
+    return knn(train, rest, train, judged, [k for k in ks if k <= len(kept)] or ks[:1], device=device).best_k
 
 
 def _probe(task: Task) -> list[Outcome]:
@@ -250,9 +263,9 @@ def _flips(options: Options, data: str) -> bool:
 
 PROTOCOLS: dict[str, Protocol] = {
     "knn": Protocol(
-        "weighted nearest neighbours (DINO), the best of several k",
+        "weighted nearest neighbours (DINO), for several k",
         lambda subject: {"knn": subject.readout("knn")},
-        ("ks", *_LABELS),
+        ("ks", "select_on", *_LABELS),
         _knn,
     ),
     "probe": Protocol("a quick linear probe, to compare with itself only", _pooled, _LABELS, _probe),

@@ -101,17 +101,28 @@ class Subject:
 
     def linear_readout(self) -> Readout:
         """What linear classifiers read; the last four class tokens of transformers of which nothing is known."""
-        known = self.imported.readouts
-        if "linear" in known or not isinstance(self.backbone, ViT | Swin):
+        if "linear" in self.imported.readouts or not isinstance(self.backbone, ViT | Swin):
             return self.readout("linear")
-        return Readout(blocks=4)
+        return Readout(blocks=self._last_blocks)
+
+    @property
+    def _last_blocks(self) -> int:
+        """Four, or as many as there are."""
+        match self.backbone:
+            case ViT():
+                depth = len(self.backbone.vit.get_submodule("blocks"))  # type: ignore[arg-type]
+            case Swin():
+                depth = sum(1 for name, _ in self.backbone.named_modules() if name.split(".")[-2:-1] == ["blocks"])
+            case _:
+                depth = 0
+        return min(4, depth)
 
     def vissl_readouts(self) -> dict[str, Readout]:
         """Two: the last map at 2 x 2 places, or the last four class tokens, beside pooled features."""
         if isinstance(self.backbone, ResNet):
             return {"pooled": Readout(), "map": Readout(grid=2)}
         if isinstance(self.backbone, ViT | Swin):
-            return {"cls": Readout(), "cls of 4": Readout(blocks=4)}
+            return {"cls": Readout(), "cls of blocks": Readout(blocks=self._last_blocks)}
         return {"pooled": Readout()}
 
     def part(

@@ -40,26 +40,27 @@ class Linear:
     passes: int = 0  # over the rows, to fit it
     slope: float = float("nan")  # the largest entry of the gradient, where it ended
 
-    def predicted(self, x: Float[Tensor, "n d"]) -> Int[Tensor, " n"]:
-        """The class of the highest score of each row, on the CPU; equal ones come in order."""
-        return self._mapped(x, lambda scores: scores.argmax(1))
+    def predicted(self, x: Float[Tensor, "n d"], rows: Int[Tensor, " m"] | None = None) -> Int[Tensor, " _m"]:
+        """The class of the highest score of each row (or of these), on the CPU; equal ones come in order."""
+        return self._mapped(x, rows, lambda scores: scores.argmax(1))
 
-    def scores(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n c"]:
-        """Of all rows, on the CPU."""
-        return self._mapped(x, lambda scores: scores)
+    def scores(self, x: Float[Tensor, "n d"], rows: Int[Tensor, " m"] | None = None) -> Float[Tensor, "_m c"]:
+        """Of all rows, or of these, on the CPU."""
+        return self._mapped(x, rows, lambda scores: scores)
 
     @no_autocast
     @no_tf32
-    def _mapped(self, x: Tensor, read: Callable[[Tensor], Tensor]) -> Tensor:
+    def _mapped(self, x: Tensor, rows: Tensor | None, read: Callable[[Tensor], Tensor]) -> Tensor:
         step = max(1, _BLOCK_NUMBERS[self.weight.device.type] // max(self.weight.shape))
-        return torch.cat([read(F.linear(part.to(self.weight), self.weight, self.bias)).cpu() for part in x.split(step)])
+        parts = x.split(step) if rows is None else (x[part] for part in rows.split(step))
+        return torch.cat([read(F.linear(part.to(self.weight), self.weight, self.bias)).cpu() for part in parts])
 
 
 class Problem:
     """Rows and targets: a class for each row (softmax), or -1 / 1 for each row and class (sigmoid, squared hinge).
 
-    `weights` are factors of the loss of each row and class; of softmax there are none. Computed in the dtype of `x`, on
-    `device`.
+    `weights` are factors of the loss of each row and class; of softmax there are none. `rows` are the numbers of those
+    that are looked at, where these are not all. Computed in the dtype of `x`, on `device`.
     """
 
     @no_autocast
@@ -73,6 +74,7 @@ class Problem:
         classes: int | None = None,
         intercept: bool = True,
         weights: Float[Tensor, "n c"] | None = None,
+        rows: Int[Tensor, " m"] | None = None,
         device: torch.device | str | None = None,
     ):
         if loss not in _CURVATURE:
@@ -88,16 +90,19 @@ class Problem:
             self.classes = targets.shape[1]
         else:
             self.classes = int(targets.max()) + 1 if classes is None else classes
-        self._x, self._targets, self._weights = x, targets.to(self.device), weights
+        self._rows, self._count = rows, len(x) if rows is None else len(rows)
+        self._targets = (targets if rows is None else targets[rows]).to(self.device)
+        self._weights = weights if weights is None or rows is None else weights[rows]
+        self._x = x
         self._step = max(1, _BLOCK_NUMBERS[self.device.type] // max(x.shape[1], self.classes))
-        self._centre(x)
+        self._centre()
         values, self._basis = self._spectrum()
         bends = _CURVATURE[loss] or 1 / self.classes
         self._bias_bends = bends * (1.0 if weights is None else max(1e-12, float(weights.max())))
         self._bends = self._bias_bends * values  # r
 
     def __len__(self) -> int:
-        return len(self._x)
+        return self._count
 
     def fit(
         self,
@@ -207,26 +212,28 @@ class Problem:
 
     def _blocks(self) -> Iterator[tuple[slice, Float[Tensor, "m d"]]]:
         """Rows about their mean, some at a time."""
-        for start in range(0, len(self._x), self._step):
+        for start in range(0, self._count, self._step):
             rows = slice(start, start + self._step)
-            x = self._x[rows].to(self.device)
+            x = self._x[rows if self._rows is None else self._rows[rows]].to(self.device)
             yield rows, x if self._resident or not self.intercept else x - self._mean
 
-    def _centre(self, x: Tensor) -> None:
-        self._resident = False
+    def _centre(self) -> None:
+        x, self._resident = self._x, False
         self._mean = torch.zeros(x.shape[1], dtype=x.dtype, device=self.device)
         if self.intercept:
             total = torch.zeros(x.shape[1], dtype=torch.float64, device=self.device)
             for _, part in self._blocks():
                 total += part.sum(0, dtype=torch.float64)
-            self._mean = (total / len(x)).to(x.dtype)
-        if x.numel() <= _RESIDENT_NUMBERS or x.numel() * x.element_size() < _room(self.device):
-            self._x = x.to(self.device) - self._mean if self.intercept else x.to(self.device)
+            self._mean = (total / self._count).to(x.dtype)
+        numbers = self._count * x.shape[1]
+        if numbers <= _RESIDENT_NUMBERS or numbers * x.element_size() < _room(self.device):
+            x = (x if self._rows is None else x[self._rows]).to(self.device)
+            self._x, self._rows = x - self._mean if self.intercept else x, None
             self._resident = True
 
     def _spectrum(self) -> tuple[Float[Tensor, " r"], Float[Tensor, "d r"]]:
         """The eigenvalues of X^T X / n and their directions; of fewer rows than dims, those that the rows span."""
-        n, d = self._x.shape
+        n, d = self._count, self._x.shape[1]
         if n < d:
             x = torch.cat([part for _, part in self._blocks()]).double()
             values, vectors = torch.linalg.eigh(x @ x.T / n)

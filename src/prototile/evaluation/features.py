@@ -178,15 +178,10 @@ def labelled(
     features: Float[Tensor, "n d"], labels: Tensor, part: str
 ) -> tuple[Float[Tensor, "m d"], Int[Tensor, " m"]]:
     """The features and classes of images that have one; an error, which names this part of the data, where none has."""
-    if labels.ndim != 1 or len(labels) != len(features):
-        raise ValueError(
-            f"{part} images need one class each, got {len(features)} rows of features and labels of shape "
-            f"{tuple(labels.shape)}"
-        )
-    _finite(features, part)
+    if labels.ndim != 1:
+        raise ValueError(f"{part} images need one class each, got labels of shape {tuple(labels.shape)}")
+    checked(features, labels, part)
     keep = labels >= 0
-    if not bool(keep.any()):
-        raise ValueError(f"no {part} image has a label (-1 is none): give some that have")
     if bool(keep.all()):
         return wide(features.detach()), labels  # as they are: they may lie on disk
     return wide(features.detach()[keep]), labels[keep]
@@ -196,20 +191,23 @@ def all_labelled(
     features: Float[Tensor, "n d"], labels: Int[Tensor, "n c"], part: str
 ) -> tuple[Float[Tensor, "n d"], Int[Tensor, "n c"]]:
     """The same for images of several classes: 1 where one is there, 0 where it is difficult to see, -1 elsewhere."""
-    if labels.ndim != 2 or len(labels) != len(features):
-        raise ValueError(
-            f"{part} images need 1, 0 or -1 for each class, got {len(features)} rows of features and labels of shape "
-            f"{tuple(labels.shape)}"
-        )
-    if len(labels) == 0:
-        raise ValueError(f"there are no {part} images")
-    _finite(features, part)
+    if labels.ndim != 2:
+        raise ValueError(f"{part} images need 1, 0 or -1 for each class, got labels of shape {tuple(labels.shape)}")
+    checked(features, labels, part)
     return wide(features.detach()), labels
 
 
-def _finite(features: Float[Tensor, "n d"], part: str) -> None:
+def checked(features: Float[Tensor, "n d"], labels: Tensor, part: str) -> None:
+    """An error, which names this part of the data, where labels are missing or features are no numbers."""
+    if labels.ndim not in (1, 2) or len(labels) != len(features):
+        raise ValueError(
+            f"{part} images need one class each, or 1, 0 or -1 for every class, got {len(features)} rows of features "
+            f"and labels of shape {tuple(labels.shape)}"
+        )
     if not all(bool(rows.isfinite().all()) for rows in features.split(2**16)):
         raise ValueError(f"the {part} features hold NaN or infinity: the backbone has diverged")
+    if len(labels) == 0 or (labels.ndim == 1 and not bool((labels >= 0).any())):
+        raise ValueError(f"no {part} image has a label (-1 is none): give some that have")
 
 
 def same_dims(x: Tensor, y: Tensor) -> None:

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from prototile.evaluation.features import labelled, same_dims
-from prototile.precision import no_autocast, no_tf32
+from prototile.evaluation.features import checked, same_dims
+from prototile.precision import no_autocast, no_tf32, wide
 from prototile.sphere import normalize
 
 _BLOCK_NUMBERS = 2**24  # similarities that are held at a time
@@ -71,55 +71,67 @@ def knn(
         raise ValueError(f"ks must be numbers of neighbours, at least 1, got {tuple(ks)}")
     if not temperature > 0:
         raise ValueError(f"the temperature must be positive, got {temperature}")
+    for labels, part in ((train_labels, "training"), (test_labels, "test")):
+        if labels.ndim != 1:
+            raise ValueError(f"{part} images need one class each, got labels of shape {tuple(labels.shape)}")
     if leave_one_out and not _same(train, test):
         raise ValueError("leave_one_out is for one set of images: pass the same features as train and test")
-    x, y = labelled(train, train_labels, "training")
-    queries, wanted = labelled(test, test_labels, "test")
-    same_dims(x, queries)
-    if len(x) <= leave_one_out:
+    checked(train, train_labels, "training")
+    checked(test, test_labels, "test")
+    same_dims(train, test)
+    known, tested = (train_labels >= 0), (test_labels >= 0).nonzero().flatten()
+    labelled = int(known.sum()) - leave_one_out
+    if labelled < 1:
         raise ValueError("leave_one_out needs at least two labelled images")
-    shown = {k: min(k, len(x) - leave_one_out) for k in ks}
+    shown = {k: min(k, labelled) for k in ks}
     if any(k != there for k, there in shown.items()):
-        warnings.warn(f"k = {max(ks)} of {max(shown.values())} neighbours: all of them vote", stacklevel=2)
-    there = x.device if device is None else torch.device(device)
-    y, wanted = y.to(there), wanted.to(there)
+        warnings.warn(f"k = {max(ks)} of {labelled} neighbours: all of them vote", stacklevel=2)
+    there = train.device if device is None else torch.device(device)
+    y, wanted = train_labels.to(there), test_labels[tested].to(there)
     classes = int(max(y.max(), wanted.max())) + 1
     ranks: dict[int, list[Tensor]] = {k: [] for k in dict.fromkeys(shown.values())}
-    for start, near, index in _neighbors(x, queries, max(ranks), leave_one_out, there):
+    done = 0
+    for near, index in _neighbors(train, known.to(there), test, tested, max(ranks), leave_one_out):
         votes = ((near - near[:, :1]) / temperature).exp()  # a common factor, so that the nearest has 1
         for k, found in ranks.items():
             score = votes.new_zeros(len(votes), classes).scatter_add_(1, y[index[:, :k]], votes[:, :k])
-            found.append(_rank(score, wanted[start : start + len(votes)]).cpu())
+            found.append(_rank(score, wanted[done : done + len(votes)]).cpu())
+        done += len(near)
     rank = {k: torch.cat(found) for k, found in ranks.items()}
-    top1, top5 = ({k: int((found < n).sum()) / len(queries) for k, found in rank.items()} for n in (1, 5))
-    return NearestNeighbors(top1, top5, len(queries), {k: found == 0 for k, found in rank.items()})
+    top1, top5 = ({k: int((found < n).sum()) / len(tested) for k, found in rank.items()} for n in (1, 5))
+    return NearestNeighbors(top1, top5, len(tested), {k: found == 0 for k, found in rank.items()})
 
 
 def _neighbors(
-    x: Float[Tensor, "t d"], queries: Float[Tensor, "n d"], k: int, leave_one_out: bool, device: torch.device
-) -> Iterator[tuple[int, Float[Tensor, "_m k"], Int[Tensor, "_m k"]]]:
-    """For some queries at a time, the first of them, the largest cosines, and of whom they are."""
-    rows = min(len(queries), _BLOCK_NUMBERS, max(_QUERIES, _BLOCK_NUMBERS // len(x)))
+    train: Float[Tensor, "t d"],
+    known: Bool[Tensor, " t"],
+    test: Float[Tensor, "n d"],
+    tested: Int[Tensor, " q"],
+    k: int,
+    leave_one_out: bool,
+) -> Iterator[tuple[Float[Tensor, "_m k"], Int[Tensor, "_m k"]]]:
+    """For some test images at a time, the largest cosines with known training images, and which these are."""
+    device = known.device
+    rows = min(len(tested), _BLOCK_NUMBERS, max(_QUERIES, _BLOCK_NUMBERS // len(train)))
     columns = max(1, _BLOCK_NUMBERS // rows)
-    for start in range(0, len(queries), rows):
-        some = normalize(queries[start : start + rows].to(device))
-        near, index = some.new_empty(len(some), 0), torch.empty(len(some), 0, dtype=torch.long, device=device)
-        for first in range(0, len(x), columns):
-            cosines = some @ normalize(x[first : first + columns].to(device)).T
+    for some in tested.split(rows):
+        queries = normalize(wide(test[some.cpu()].to(device)))
+        near, index = queries.new_empty(len(some), 0), torch.empty(len(some), 0, dtype=torch.long, device=device)
+        for first in range(0, len(train), columns):
+            block = slice(first, first + columns)
+            cosines = queries @ normalize(wide(train[block].to(device))).T
+            cosines.masked_fill_(~known[block], -torch.inf)
             if leave_one_out:
-                own = torch.arange(start, start + len(some), device=device) - first
+                own = some.to(device) - first
                 inside = (own >= 0) & (own < cosines.shape[1])
                 cosines[inside.nonzero()[:, 0], own[inside]] = -torch.inf
             # those that were found before come first: of equally near ones they have the lower numbers
-            numbers = torch.arange(first, first + cosines.shape[1], device=device)
-            values, places = _nearest(
-                torch.cat([near, cosines], 1) if first else cosines, min(k, first + cosines.shape[1])
-            )
-            width = near.shape[1]
-            kept = index.gather(1, places.clamp(max=width - 1)) if width else places
-            index = torch.where(places < width, kept, numbers[(places - width).clamp(min=0)])
-            near = values
-        yield start, near, index
+            before = near.shape[1]
+            whole = torch.cat([near, cosines], 1) if before else cosines
+            near, places = _nearest(whole, min(k, whole.shape[1]))
+            kept = index.gather(1, places.clamp(max=before - 1)) if before else places
+            index = torch.where(places < before, kept, places - before + first)
+        yield near, index
 
 
 def _nearest(cosines: Float[Tensor, "n t"], k: int) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:

@@ -5,7 +5,7 @@ n images, t of them to learn from, d dims, c classes.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -13,9 +13,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from prototile.evaluation.convex import Linear, Problem
-from prototile.evaluation.features import all_labelled, labelled, same_dims
+from prototile.evaluation.features import checked, same_dims
 from prototile.evaluation.scores import mean_average_precision, mean_per_class, present
 from prototile.evaluation.splits import held_out
+from prototile.precision import wide
 
 Metric = Literal["top1", "mean per class", "mAP 11"]
 SelectOn = Literal["validation", "test"]
@@ -80,27 +81,44 @@ def logistic(
         raise ValueError(
             f"metric {metric!r} is not for labels of shape {tuple(train_labels.shape)}: mAP is for several"
         )
-    x, y = _rows(train, train_labels, "training")
-    queries, wanted = _rows(test, test_labels, "test")
-    same_dims(x, queries)
-    scale = _scale(x) if standardise else None
-    x, queries = _scaled(x, scale), _scaled(queries, scale)
-    fitter = _Fitter(metric, sorted(cs), tolerance, iterations, device, _classes(y, wanted))
+    scale = _scale(train) if standardise else None
+    learned, tested = _Part.of(train, train_labels, "training", scale), _Part.of(test, test_labels, "test", scale)
+    same_dims(train, test)
+    fitter = _Fitter(metric, sorted(cs), tolerance, iterations, device, _classes(train_labels, test_labels))
     if select_on == "test":
-        best = fitter.best(x, y, queries, wanted)
+        best = fitter.best(learned, tested)
         found = best.found
     else:
         if validation is None:
-            kept, held = held_out(y, share, seed=seed)
-            parts = (x[kept], y[kept], x[held], y[held])
+            kept, held = held_out(train_labels, share, seed=seed)
+            parts = replace(learned, rows=kept), replace(learned, rows=held)
         else:
-            more, more_y = _rows(*validation, "validation")
-            parts = (x, y, _scaled(more, scale), more_y)
-            x, y = torch.cat([x, parts[2]]), torch.cat([y, more_y])
+            parts = learned, _Part.of(*validation, "validation", scale)
+            learned = _Part.joined(*parts)
         best = fitter.best(*parts)
-        found = next(fitter.path(fitter.problem(x, y), [best.c], best.found))
-    value, right, each = fitter.scored(found, queries, wanted)
-    return Logistic(metric, value, len(queries), best.c, best.curve, select_on, best.passes + found.passes, right, each)
+        found = next(fitter.path(learned, [best.c], best.found))
+    value, right, each = fitter.scored(found, tested)
+    passes = best.passes + (0 if select_on == "test" else found.passes)
+    return Logistic(metric, value, len(tested.rows), best.c, best.curve, select_on, passes, right, each)
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Images by their numbers, among features that may lie on disk."""
+
+    x: Float[Tensor, "n d"]
+    y: Int[Tensor, " n *c"]
+    rows: Int[Tensor, " _m"]
+
+    @classmethod
+    def of(cls, x: Tensor, y: Tensor, part: str, scale: tuple[Tensor, Tensor] | None) -> "_Part":
+        checked(x, y, part)
+        x = wide(x.detach()) if scale is None else (wide(x.detach()) - scale[0]) / scale[1]
+        return cls(x, y, torch.arange(len(y)) if y.ndim == 2 else (y >= 0).nonzero().flatten())
+
+    @classmethod
+    def joined(cls, a: "_Part", b: "_Part") -> "_Part":
+        return cls(torch.cat([a.x, b.x]), torch.cat([a.y, b.y]), torch.cat([a.rows, b.rows + len(a.x)]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,42 +138,37 @@ class _Fitter:
     device: torch.device | str | None
     classes: int
 
-    def problem(self, x: Tensor, y: Tensor) -> Problem:
-        if y.ndim == 2:
-            return Problem(x, torch.where(present(y), 1, -1), loss="sigmoid", device=self.device)
-        return Problem(x, y, classes=self.classes, device=self.device)
-
-    def path(self, problem: Problem, cs: Sequence[float], start: Linear | None = None) -> Iterator[Linear]:
+    def path(self, part: _Part, cs: Sequence[float], start: Linear | None = None) -> Iterator[Linear]:
+        options = {"rows": part.rows, "device": self.device}
+        if part.y.ndim == 2:
+            problem = Problem(part.x, torch.where(present(part.y), 1, -1), loss="sigmoid", **options)
+        else:
+            problem = Problem(part.x, part.y, classes=self.classes, **options)
         penalties = [1 / (c * len(problem)) for c in cs]
         return problem.path(penalties, start, tolerance=self.tolerance, iterations=self.iterations)
 
-    def best(self, x: Tensor, y: Tensor, queries: Tensor, wanted: Tensor) -> _Best:
-        """Of the grid, on these queries."""
+    def best(self, learned: _Part, judged: _Part) -> _Best:
+        """Of the grid, on images that it has not learned from."""
         curve, passes, best, chosen = {}, 0, None, 0.0
-        for c, found in zip(self.cs, self.path(self.problem(x, y), self.cs), strict=True):
-            curve[c], passes = self.scored(found, queries, wanted)[0], passes + found.passes
+        for c, found in zip(self.cs, self.path(learned, self.cs), strict=True):
+            curve[c], passes = self.scored(found, judged)[0], passes + found.passes
             if best is None or curve[c] >= curve[chosen]:
                 best, chosen = found, c
         assert best is not None
         return _Best(chosen, best, curve, passes)
 
-    def scored(
-        self, found: Linear, queries: Tensor, wanted: Tensor
-    ) -> tuple[float, Bool[Tensor, " n"] | None, list[float] | None]:
+    def scored(self, found: Linear, part: _Part) -> tuple[float, Bool[Tensor, " n"] | None, list[float] | None]:
+        wanted = part.y[part.rows].cpu()
         if self.metric == "mAP 11":
-            value, each = mean_average_precision(found.scores(queries), wanted.cpu(), "eleven")
+            value, each = mean_average_precision(found.scores(part.x, part.rows), wanted, "eleven")
             return value, None, each
-        right = found.predicted(queries) == wanted.cpu()
+        right = found.predicted(part.x, part.rows) == wanted
         measure: Callable[..., float] = mean_per_class if self.metric == "mean per class" else _top1
-        return measure(right, wanted.cpu()), right, None
+        return measure(right, wanted), right, None
 
 
 def _top1(right: Tensor, labels: Tensor) -> float:
     return float(right.double().mean())
-
-
-def _rows(features: Tensor, labels: Tensor, part: str) -> tuple[Tensor, Tensor]:
-    return labelled(features, labels, part) if labels.ndim == 1 else all_labelled(features, labels, part)
 
 
 def _classes(y: Tensor, wanted: Tensor) -> int:
@@ -166,7 +179,3 @@ def _scale(x: Float[Tensor, "t d"]) -> tuple[Tensor, Tensor]:
     """The mean and deviation of each dim; of a constant one 1."""
     deviation, mean = torch.std_mean(x, 0, correction=0)
     return mean, torch.where(deviation > 0, deviation, 1)
-
-
-def _scaled(x: Float[Tensor, "m d"], scale: tuple[Tensor, Tensor] | None) -> Float[Tensor, "m d"]:
-    return x if scale is None else (x - scale[0]) / scale[1]
