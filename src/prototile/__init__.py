@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from prototile import audit, backbones, checkpoints, demo, evaluation, methods, recipes, reports, training
     from prototile.cli.auditing import audit_checkpoint
     from prototile.cli.continuing import continue_checkpoint
+    from prototile.cli.evaluating import evaluate
     from prototile.cli.exporting import export_checkpoint
     from prototile.cli.finetuning import finetune_checkpoint
     from prototile.cli.pretraining import pretrain
@@ -57,6 +58,7 @@ _VERBS = {
     "pretrain": "pretraining",
     "audit_checkpoint": "auditing",
     "continue_checkpoint": "continuing",
+    "evaluate": "evaluating",
     "export_checkpoint": "exporting",
     "finetune_checkpoint": "finetuning",
 }
@@ -110,6 +112,7 @@ __all__ = [
     "data",
     "demo",
     "dense",
+    "evaluate",
     "evaluation",
     "export_checkpoint",
     "finetune_checkpoint",
