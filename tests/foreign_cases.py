@@ -338,6 +338,7 @@ def _renamed(contents: Contents, old: str, new: str) -> Contents:
 
 
 CVT = under("stage0.", linear("patch_embed.proj", 3, 4) | norm("blocks.0.norm1", 4)) | norm("norm", 16)
+VIL = under("layer1.", linear("0.proj", 3, 4) | linear("1.attn.query", 4, 4)) | norm("norm", 16)
 
 # name -> (how the file is made, layout, kinds of heads, what else there is)
 CASES: dict[str, tuple[Any, str, set[str], set[str]]] = {
@@ -391,6 +392,7 @@ CASES: dict[str, tuple[Any, str, set[str], set[str]]] = {
         set(),
     ),
     "esvit cvt": (lambda: _esvit(CVT, 16), "EsViT", {"cls", "patches"}, {"no backbone"}),
+    "esvit vil": (lambda: _esvit(VIL, 16), "EsViT", {"cls", "patches"}, {"no backbone"}),
     "dinov2": (lambda: _dinov2(), "DINOv2", set(), set()),
     "dinov2 with registers": (lambda: _dinov2(registers=3), "DINOv2", set(), set()),
     "dinov2, blocks in chunks, gated, two heads": (lambda: _dinov2(heads=True), "DINOv2", {"cls", "patches"}, set()),

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from prototile.backbones import Backbone
@@ -112,6 +113,10 @@ class Files:
         network = self.layout.networks[name]
         where = f"its {name}" if name != "only" else "its network"
         state = numbers(network.state(self.contents, path), self.room, where)
+        if not self.layout.fits(state):
+            raise Misfit(
+                f"looks like a file of {self.layout.name}, but keys of {where} are missing or of another layout"
+            )
         parts = sort(renamed(state, network.rules), network, COMPUTED)
         if parts.unknown:
             raise Misfit(
@@ -200,10 +205,24 @@ def _head(projector: nn.Module, kept: Kept) -> ImportedHead:
     return ImportedHead(projector, kept.prototypes, kept.bias).eval()
 
 
+def _hint(contents: Mapping[str, Any]) -> str:
+    """What a file without a network is, where that can be told."""
+    inside = contents.get("state_dict", contents)
+    names = {name.removeprefix("module.") for name in (inside if isinstance(inside, dict) else {}) if type(name) is str}
+    if names and names <= {"weight", "bias", "linear.weight", "linear.bias"}:
+        return "; it is a classifier of an evaluation: give the file of the network that it was trained on"
+    if set(contents) == {"queue"}:
+        return "; it is a queue of embeddings: give the file of the network"
+    if (known := unbuilt(dict.fromkeys(names, torch.empty(0)))) is not None:
+        return f"; it is a backbone alone ({known}), which cannot be built here"
+    return ""
+
+
 def imported(contents: Mapping[str, Any], layouts: Sequence[Layout], choice: Choice, room: int) -> Imported:
     """The network of the first layout that recognises the file; `room` is how many bytes its weights may have."""
     layout = next((layout for layout in layouts if layout.found(contents)), None)
     if layout is None:
         known = ", ".join(dict.fromkeys(layout.name for layout in layouts))
-        raise Misfit(f"is of no layout that is known ({known}); it holds: {listed(str(x)[:100] for x in contents)}")
+        holds = listed(str(x)[:100] for x in contents)
+        raise Misfit(f"is of no layout that is known ({known}); it holds: {holds}{_hint(contents)}")
     return Files(contents, layout, room).imported(choice)

@@ -109,10 +109,11 @@ class Layout:
         """The networks that the file has, and where; none where it is another layout's."""
         there = {name: path for name, network in self.networks.items() if (path := network.at(contents)) is not None}
         return (
-            there if any(self._fits(self.networks[name].state(contents, path)) for name, path in there.items()) else {}
+            there if any(self.fits(self.networks[name].state(contents, path)) for name, path in there.items()) else {}
         )
 
-    def _fits(self, state: Mapping[Any, Any]) -> bool:
+    def fits(self, state: Mapping[Any, Any]) -> bool:
+        """Whether a network's keys are such as the layout's."""
         names = "\n".join(name for name in state if isinstance(name, str))
         marked = all(re.search(mark, names, re.M) for mark in self.marks)
         return marked and not any(re.search(mark, names, re.M) for mark in self.lacks)

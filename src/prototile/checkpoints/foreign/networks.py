@@ -52,8 +52,8 @@ _MARKS = {
 }
 _UNBUILT = {
     "XCiT": r"^cls_attn_blocks\.",
-    "CvT": r"^stage\d+\.",
-    "ViL": r"^layer\d+\.(\d+\.(attn|norm|mlp)|patch_embed|0\.)",
+    "CvT": r"^stage0\.(patch_embed|blocks)\.",
+    "ViL": r"^layer1\.\d+\.attn\.",
 }
 
 
@@ -74,7 +74,7 @@ def kind_of(state: State) -> str | None:
 def unbuilt(state: State) -> str | None:
     """The name of a network that is known and cannot be built here."""
     names = "\n".join(state)
-    if kind_of(state) is not None:
+    if kind_of(state) is not None or re.search(r"^(blocks\.0|layer1\.0\.(conv|bn)\d)\.", names, re.M):
         return None
     return next((name for name, mark in _UNBUILT.items() if re.search(mark, names, re.M)), None)
 
