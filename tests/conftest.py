@@ -20,9 +20,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=Path(__file__).parent / "reference",
         help="directory of reference numbers for tests/parity (*.json beside *.safetensors)",
     )
+    parser.addoption("--thorough", action="store_true", help="run tests that take minutes, too")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--thorough"):
+        long = [item for item in items if item.get_closest_marker("thorough")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
     if torch.cuda.is_available():
         return
     for item in items:

@@ -60,7 +60,7 @@ def test_broken_runs_are_reasons():
     assert "vicreg continued, seed 0, diverged" in continuing.judge(found)["reasons"]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_it_runs(tmp_path):
     done = subprocess.run(
         [sys.executable, BENCHMARKS / "continuing.py", "--quick", "--seeds", "1", "--out", tmp_path],

@@ -127,7 +127,7 @@ def test_damaged_files(tmp_path, case, kind):
     check(tmp_path, case, kind, 49, seed=0)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("seed", range(1, 6))
 @pytest.mark.parametrize(("case", "kind"), FILES)
 def test_thousands_of_damaged_files(tmp_path, case, kind, seed):
@@ -183,7 +183,7 @@ def test_mangled_contents(tmp_path, case):
     mangle(tmp_path, case, 25)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("case", CASES)
 def test_thousands_of_mangled_contents(tmp_path, case):
     mangle(tmp_path, case, 100)

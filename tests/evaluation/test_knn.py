@@ -51,14 +51,28 @@ def test_blocks_do_not_matter(monkeypatch, numbers):
     assert knn(train, y, test, wanted, (3, 10)) == expected
 
 
-def test_equally_near_ones_vote_in_order():
-    """Of 40 copies of one image the first vote, whatever `topk` prefers."""
+@pytest.mark.parametrize("numbers", [1, 7, 2**24])
+def test_equally_near_ones_vote_in_order(monkeypatch, numbers):
+    """Of 40 copies of one image the first vote, whatever `topk` prefers, in whatever blocks they come."""
+    monkeypatch.setattr(MODULE, "_BLOCK_NUMBERS", numbers)
     y = torch.tensor([2] * 3 + [1] * 37)
     train, test = torch.ones(40, 4), torch.ones(1, 4)
     found = knn(train, y, test, torch.tensor([2]), (1, 3, 5, 7))
     assert found.top1 == {1: 1, 3: 1, 5: 1, 7: 0}
     assert found.top5[7] == 1
     assert found.best_k == 1, "the smallest among equals"
+
+
+@pytest.mark.parametrize("few", [0, 8])
+def test_later_blocks_hold_nearer_ones(monkeypatch, few):
+    """Training images come nearer and nearer: all that was found before is replaced, one by one or all at once."""
+    monkeypatch.setattr(MODULE, "_BLOCK_NUMBERS", 8)
+    monkeypatch.setattr(MODULE, "_FEW", few)
+    angle = torch.linspace(3, 0.01, 64).repeat_interleave(2)  # in pairs: the first of both votes first
+    train = torch.stack([angle.cos(), angle.sin()], 1)
+    y, query = torch.arange(128), torch.tensor([[1.0, 0.0]])
+    assert knn(train, y, query, torch.tensor([126]), (1, 3)).top1 == {1: 1, 3: 1}
+    assert knn(train, y // 2, query, torch.tensor([63]), (1, 2)).top1 == {1: 1, 2: 1}
 
 
 def test_equally_voted_classes_come_in_order():
