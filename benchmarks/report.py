@@ -1,7 +1,7 @@
 """A run as readable tables (Markdown), and as files.
 
 save                                           both files
-assignments, views, loader, training, audit    the text of each benchmark
+assignments, views, loader, training, audit, evaluation    the text of each benchmark
 introduction                                   what every text begins with
 table                                          rows of cells
 """
@@ -64,7 +64,17 @@ def learning(run: dict[str, Any], header: tuple[str, ...], rows: Iterable[tuple[
 
 
 def audit(run: dict[str, Any], tables: Iterable[tuple[str, tuple[str, ...], Iterable[tuple[str, ...]]]]) -> str:
-    parts = [_introduction("Audit", run), _goals(run["goals"])]
+    return _titled("Audit", run, tables)
+
+
+def evaluation(run: dict[str, Any], tables: Iterable[tuple[str, tuple[str, ...], Iterable[tuple[str, ...]]]]) -> str:
+    return _titled("Evaluation", run, tables)
+
+
+def _titled(
+    title: str, run: dict[str, Any], tables: Iterable[tuple[str, tuple[str, ...], Iterable[tuple[str, ...]]]]
+) -> str:
+    parts = [_introduction(title, run), _goals(run["goals"])]
     parts += [chain((f"## {title}\n",), table(header, rows)) for title, header, rows in tables]
     return "\n".join(chain(*parts))
 

@@ -17,6 +17,7 @@ from prototile.precision import no_autocast, no_tf32, wide
 from prototile.sphere import normalize
 
 _BLOCK_NUMBERS = 2**24  # similarities that are held at a time
+_FEW = 8  # times k: so many that are nearer than those so far are taken out, of more all are sorted
 _QUERIES = 1024  # test images at a time, where there are many to learn from
 
 
@@ -111,7 +112,7 @@ def _neighbors(
     leave_one_out: bool,
 ) -> Iterator[tuple[Float[Tensor, "_m k"], Int[Tensor, "_m k"]]]:
     """For some test images at a time, the largest cosines with known training images, and which these are."""
-    device = known.device
+    device, every = known.device, bool(known.all())
     rows = min(len(tested), _BLOCK_NUMBERS, max(_QUERIES, _BLOCK_NUMBERS // len(train)))
     columns = max(1, _BLOCK_NUMBERS // rows)
     for some in tested.split(rows):
@@ -120,28 +121,48 @@ def _neighbors(
         for first in range(0, len(train), columns):
             block = slice(first, first + columns)
             cosines = queries @ normalize(wide(train[block].to(device))).T
-            cosines.masked_fill_(~known[block], -torch.inf)
+            if not every:
+                cosines.masked_fill_(~known[block], -torch.inf)
             if leave_one_out:
                 own = some.to(device) - first
                 inside = (own >= 0) & (own < cosines.shape[1])
                 cosines[inside.nonzero()[:, 0], own[inside]] = -torch.inf
-            # those that were found before come first: of equally near ones they have the lower numbers
-            before = near.shape[1]
-            whole = torch.cat([near, cosines], 1) if before else cosines
-            near, places = _nearest(whole, min(k, whole.shape[1]))
-            kept = index.gather(1, places.clamp(max=before - 1)) if before else places
-            index = torch.where(places < before, kept, places - before + first)
+            near, index = _merged(near, index, cosines, first, k)
         yield near, index
+
+
+def _merged(
+    near: Float[Tensor, "n k"], index: Int[Tensor, "n k"], cosines: Float[Tensor, "n t"], first: int, k: int
+) -> tuple[Float[Tensor, "n _k"], Int[Tensor, "n _k"]]:
+    """The k nearest of those so far and of the next training images, which begin at number `first`.
+
+    Those so far come first: of equally near ones they have the lower numbers. Once there are k, few others are nearer.
+    """
+    if near.shape[1] == k:
+        row, column = (cosines > near[:, -1:]).nonzero(as_tuple=True)
+        counts = torch.bincount(row, minlength=len(near))
+        if (most := int(counts.max())) <= _FEW * k:
+            place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+            values, numbers = near.new_full((len(near), most), -torch.inf), index.new_zeros(len(near), most)
+            values[row, place], numbers[row, place] = cosines[row, column], column + first
+            near, places = _nearest(torch.cat([near, values], 1), k)
+            return near, torch.cat([index, numbers], 1).gather(1, places)
+    before = near.shape[1]
+    whole = torch.cat([near, cosines], 1) if before else cosines
+    near, places = _nearest(whole, min(k, whole.shape[1]))
+    kept = index.gather(1, places.clamp(max=before - 1)) if before else places
+    return near, torch.where(places < before, kept, places - before + first)
 
 
 def _nearest(cosines: Float[Tensor, "n t"], k: int) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
     """The k largest of every row, of equal ones the first: `topk` alone may take any of them."""
     values, index = cosines.topk(k, 1)
-    tied = (cosines >= values[:, -1:]).sum(1) > k  # which of the last ones belong is not decided by their value
+    last = (cosines >= values[:, -1:]).nonzero()[:, 0]  # which of them belong is not decided by their value, if many
+    tied = torch.bincount(last, minlength=len(cosines)) > k if len(last) > k * len(cosines) else None
     index = index.sort(dim=1).values
     values, order = cosines.gather(1, index).sort(dim=1, descending=True, stable=True)
     index = index.gather(1, order)
-    for row in tied.nonzero().flatten().tolist():
+    for row in () if tied is None else tied.nonzero().flatten().tolist():
         sorted_row = cosines[row].sort(dim=0, descending=True, stable=True)
         values[row], index[row] = sorted_row.values[:k], sorted_row.indices[:k]
     return values, index
