@@ -50,10 +50,8 @@ def test_under_our_own_names(backbone, tmp_path, name):
     torch.testing.assert_close(features(other), features(backbone), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    "build", [lambda x: x, lambda _: resnet("resnet18", stem="cifar").eval()], ids=["vit", "resnet"]
-)
-def test_onnx(backbone, tmp_path, build, capfd):
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_onnx(backbone, tmp_path, kind, capfd):
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     network = backbone if kind == "vit" else resnet("resnet18", stem="cifar").eval()
     write_onnx(network, tmp_path / "a.onnx", 32)
