@@ -14,7 +14,9 @@ from reference import read_cases
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/data.md", "docs/finetuning.md", "docs/training.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/data.md", "docs/evaluation.md", "docs/finetuning.md", "docs/training.md"]
+)
 def test_the_code_on_a_page_runs(page, monkeypatch, tmp_path):
     """Block after block, as a reader would type them."""
     monkeypatch.chdir(tmp_path)
@@ -26,7 +28,8 @@ def test_the_code_on_a_page_runs(page, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", "docs/data.md", "docs/finetuning.md", "docs/training.md"]
+    "page",
+    ["README.md", "CONTRIBUTING.md", "docs/data.md", "docs/evaluation.md", "docs/finetuning.md", "docs/training.md"],
 )
 def test_a_page_names_files_that_exist(page):
     for name in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / page).read_text()):

@@ -181,7 +181,7 @@ def _banks(
     found = []
     for features, normed, places in kinds:
         numbers = [i for i, x in enumerate(heads) if (x.features, x.normed, x.places) == (features, normed, places)]
-        rates = torch.tensor([heads[i].rate for i in numbers])
+        rates = torch.tensor([heads[i].rate for i in numbers], dtype=torch.float32)
         random = torch.Generator().manual_seed(seed)
         first = 0.01 * torch.randn(classes, dims[features], generator=random)
         found.append(_Bank(features, numbers, rates, first, places if normed else 0).to(device))

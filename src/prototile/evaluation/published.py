@@ -89,7 +89,7 @@ def dino() -> LinearRecipe:
 
 def ibot() -> LinearRecipe:
     """45 rates in one pass (Zhou et al. 2022)."""
-    return LinearRecipe("ibot", Training(), tuple(n * 10**k for k in range(-4, 1) for n in range(1, 10)))
+    return LinearRecipe("ibot", Training(), tuple(n * 10.0**k for k in range(-4, 1) for n in range(1, 10)))
 
 
 def e2mc(method: Literal["vicreg", "swav", "simsiam"] = "vicreg", share: float = 1.0) -> LinearRecipe:
