@@ -93,7 +93,7 @@ def theirs_knn(data: Data, metric: str) -> float:
 
 
 def products(data: Data) -> float:
-    """The floor of all that multiplies: queries by training images, in blocks, on the CPU, and nothing done with them."""
+    """The floor of all that multiplies: queries by training images, in blocks on the CPU, nothing done with them."""
     scratch = torch.empty(1024 * 16384)
     for some in data.queries.split(1024):
         for block in data.x.split(16384):
