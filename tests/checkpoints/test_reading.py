@@ -298,3 +298,15 @@ def test_a_large_file_is_not_held(tmp_path):
     found = read(path)["w"]
     assert float(found.sum()) == 2**25
     assert private() - before < 2**25
+
+
+def test_a_header_whose_length_begins_like_a_pickle(tmp_path):
+    """One file of safetensors in 32, for headers are padded to 8 bytes."""
+    path = tmp_path / "a.safetensors"
+    for padding in range(256):
+        save_file(STATE, path, metadata={"padding": "x" * padding})
+        if path.read_bytes()[:1] == b"\x80":
+            break
+    assert path.read_bytes()[:1] == b"\x80"
+    found = read(path)
+    assert all(torch.equal(found[name], x) for name, x in STATE.items())

@@ -145,9 +145,9 @@ def _read(path: Path) -> Any:
             return _zipped(path)
         if start == _MAGIC:
             return _legacy(path, file)
-        if start.startswith(_PICKLE):
-            raise Refused("is a pickle of Python objects, not of torch: save it with torch.save, or as safetensors")
         length = struct.unpack("<Q", start[:8])[0] if len(start) > 8 and start[8:9] == b"{" else None
+        if length is None and start.startswith(_PICKLE):  # the length of a header may begin with the same byte
+            raise Refused("is a pickle of Python objects, not of torch: save it with torch.save, or as safetensors")
     if length is None:
         raise Refused("is no file of weights: give what torch.save or safetensors wrote")
     if length > min(_HEADER, size - 8):
