@@ -78,4 +78,4 @@ def test_an_unknown_recipe(capsys):
 
 def test_an_unknown_verb(capsys):
     assert main(["pretrian"]) == 2
-    assert "there are demo, recipes and pretrain" in capsys.readouterr().err
+    assert "there are demo, recipes, pretrain, continue, audit" in capsys.readouterr().err
