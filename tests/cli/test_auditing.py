@@ -12,9 +12,11 @@ import prototile
 from prototile.checkpoints import load
 from prototile.cli import main
 from prototile.cli.auditing import MEASURES, prior_of
-from prototile.cli.encoding import crop_of, encoded, some_of, views_of, weights_hash
+from prototile.cli.encoding import crop_of, encoded, views_of
 from prototile.data import Arrays
+from prototile.data.subsets import some_of
 from prototile.evaluation import Crop
+from prototile.evaluation.stored import weights_hash
 from prototile.priors import FromCounts, PowerLaw, Uniform
 from prototile.training import Monitor
 from prototile.training.auditing import EpochAudits

@@ -63,12 +63,12 @@ class ClusterAudit:
     @property
     def empty_by_chance(self) -> float:
         """Prototypes that so many images at random would leave empty: K (1 - 1/K)^n, about K exp(-n/K)."""
-        return self.prototypes * _left_empty(self.images, self.prototypes)
+        return self.prototypes * left_empty(self.images, self.prototypes)
 
     @property
     def merged_empty_by_chance(self) -> float:
         unique = len(self.merged_sizes)
-        return unique * _left_empty(self.images, unique)
+        return unique * left_empty(self.images, unique)
 
     @property
     def relative_sizes(self) -> Float[Tensor, " k"]:
@@ -160,6 +160,6 @@ class ClusterAudit:
         )
 
 
-def _left_empty(images: int, bins: int) -> float:
+def left_empty(images: int, bins: int) -> float:
     """The chance that images at random leave a bin empty."""
     return math.exp(images * math.log1p(-1 / bins)) if bins > 1 else 0.0

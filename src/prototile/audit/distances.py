@@ -20,6 +20,7 @@ from prototile.sphere import normalize
 BINS = 100  # of distances, as in the figure (E2MC, figure 4)
 
 _NUMBERS = 2**24  # products that are held at a time
+_BLOCK = 65536  # images that queries are compared with at a time
 _RECOMPUTED = 4  # nearest candidates of which the exact distances decide
 
 
@@ -122,6 +123,6 @@ def nearest_images(x: Float[Tensor, "n d"], queries: Int[Tensor, " q"], count: i
     """The images with the largest cosines to each of these, itself left out, the first among equals."""
     if not 1 <= count < len(x):
         raise ValueError(f"of {len(x)} images each has 1 to {len(x) - 1} neighbours, not {count}")
-    scores = torch.cat([normalize(wide(x[queries])) @ normalize(wide(part)).T for part in x.split(65536)], 1)
+    scores = torch.cat([normalize(wide(x[queries])) @ normalize(wide(part)).T for part in x.split(_BLOCK)], 1)
     scores[torch.arange(len(queries)), queries] = -torch.inf
     return scores.sort(dim=1, descending=True, stable=True).indices[:, :count].cpu()

@@ -15,7 +15,7 @@ from torch import Tensor
 from prototile.audit.distances import NeighborDistances, neighbor_distances
 from prototile.audit.marginals import Marginals, audit_marginals
 from prototile.audit.plain import plain, quantiles
-from prototile.audit.spectrum import chunks, effective_rank, singular_values
+from prototile.audit.spectrum import chunks, effective_rank, rankme
 from prototile.precision import no_autocast, no_tf32, wide
 from prototile.sphere import normalize
 
@@ -24,7 +24,7 @@ Space = Literal["raw", "unit", "sigmoid"]
 AT_MOST = 50_000  # images that are looked at: as many as the published figures have, and ranks are settled far earlier
 KERNEL = 10_000  # images of which all pairs are taken for the uniformity
 
-_RANKME_EPS, _LIDAR_EPS, _LIDAR_DELTA = 1e-7, 1e-7, 1e-4  # the papers'
+_LIDAR_EPS, _LIDAR_DELTA = 1e-7, 1e-4  # the papers'
 _ALPHA = (11, 100)  # the first ranks are few and special, the last are noise
 _ALPHA_LEAST = 30  # eigenvalues, for a fit to mean something
 _BLOCK = 1024
@@ -130,7 +130,7 @@ def audit_embeddings(
         dims=x.shape[1],
         neighbors=neighbors,
         marginals=audit_marginals(x, space, seed=seed),
-        rankme=effective_rank(singular_values(moments.products), _RANKME_EPS),
+        rankme=rankme(moments.products),
         alpha_req=alpha,
         alpha_range=used,
         eigenvalues=eigenvalues,

@@ -28,6 +28,7 @@ from torch import Tensor
 from prototile import distributed
 from prototile.assignments import Assignments
 from prototile.assignments.tiles import spans
+from prototile.audit.clusters import left_empty
 from prototile.audit.cover import unique
 from prototile.precision import full_precision
 from prototile.sphere import normalize
@@ -154,7 +155,7 @@ class Window:
             "images": rows,
             "prototypes": k,
             "empty": int((counts == 0).sum()),
-            "empty_by_chance": k * (1 - 1 / k) ** rows,
+            "empty_by_chance": k * left_empty(rows, k),
             "largest": float(counts.max()) * k / max(rows, 1),
             "marginal_entropy": entropy,
             "effective": math.exp(entropy),

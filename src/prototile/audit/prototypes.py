@@ -16,7 +16,7 @@ from torch import Tensor
 
 from prototile.audit.cover import EPSILON, Unique, checked_directions, cover
 from prototile.audit.plain import Histogram, plain, quantiles
-from prototile.audit.spectrum import chunks, effective_rank, singular_values
+from prototile.audit.spectrum import effective_rank, products_of, singular_values
 from prototile.audit.triangle import closeness
 from prototile.precision import no_autocast, no_tf32, wide
 
@@ -157,7 +157,7 @@ def audit_prototypes(
         nearest=_distances(x, close.nearest),
         nearest_index=close.nearest.cpu(),
         duplicates=int((close.degrees[levels.index(DUPLICATE)].long() - 1).sum()) // 2,
-        effective_rank=effective_rank(singular_values(_products(x))),
+        effective_rank=effective_rank(singular_values(products_of(x))),
         norms=torch.linalg.vector_norm(wide(weights.detach()), dim=1).cpu(),
         temperature=temperature,
     )
@@ -175,10 +175,3 @@ def _distances(x: Float[Tensor, "k d"], nearest: Int[Tensor, " k"]) -> Float[Ten
         directed = (norms[0] > 0) & (norms[1] > 0)  # a row of zeros has a cosine of 0 to all
         found.append(torch.where(directed[:, 0], (a - b).square().sum(1) / 2, 1.0))
     return torch.cat(found).float().cpu()
-
-
-def _products(x: Float[Tensor, "k d"]) -> Float[Tensor, "d d"]:
-    total = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
-    for part in chunks(x):
-        total.addmm_(part.T, part)
-    return total.cpu()

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+RANKME_EPS = 1e-7  # the paper's
+
 _NUMBERS = 2**22  # of rows that are widened at a time
 
 
@@ -16,6 +18,19 @@ def chunks(x: Float[Tensor, "n d"]) -> Iterator[Float[Tensor, "m d"]]:
     """All rows in float64, few at a time: they may lie on disk."""
     for part in x.split(max(1, _NUMBERS // x.shape[1])):
         yield part.detach().double()
+
+
+def products_of(x: Float[Tensor, "n d"]) -> Float[Tensor, "d d"]:
+    """x^T x, in float64 on the CPU."""
+    total = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
+    for part in chunks(x):
+        total.addmm_(part.T, part)
+    return total.cpu()
+
+
+def rankme(products: Float[Tensor, "d d"]) -> float:
+    """The effective rank of rows with these summed products as Garrido et al. 2023 take it."""
+    return effective_rank(singular_values(products), RANKME_EPS)
 
 
 def singular_values(products: Float[Tensor, "d d"]) -> Float[Tensor, " d"]:

@@ -15,6 +15,15 @@ from prototile.backbones.backbone import Backbone
 from prototile.types import Features
 
 Name = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet200"]
+# By whether blocks are bottlenecks, and how many each stage has.
+DEPTHS: dict[tuple[bool, tuple[int, ...]], Name] = {
+    (False, (2, 2, 2, 2)): "resnet18",
+    (False, (3, 4, 6, 3)): "resnet34",
+    (True, (3, 4, 6, 3)): "resnet50",
+    (True, (3, 4, 23, 3)): "resnet101",
+    (True, (3, 8, 36, 3)): "resnet152",
+    (True, (3, 24, 36, 3)): "resnet200",
+}
 Stem = Literal["imagenet", "cifar", "padded"]
 _WIDTH = 64  # channels of the stem
 

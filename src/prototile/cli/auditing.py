@@ -1,7 +1,7 @@
 """`prototile audit`, from Python and from a command line: checkpoints, perhaps images, and a page about them.
 
 audit_checkpoint(path, ...)    an `Audited`: the audit, and what its page shows beside it
-page, write                    of one, or of several beside each other
+write(audited, out)            the page and the numbers of one, or of several beside each other
 """
 
 import argparse
@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -35,12 +35,13 @@ from prototile.cli.encoding import (
     PROJECTIONS,
     crop_of,
     default_cache,
+    device_named,
     encoded,
     output_of,
-    some_of,
     views_of,
 )
-from prototile.data import open_source
+from prototile.data import Source, open_source
+from prototile.data.subsets import some_of
 from prototile.evaluation import Stored
 from prototile.priors import FromCounts, PowerLaw, Prior, Uniform
 from prototile.reports.audit import Epoch, Pictures, Sheet, neighbor_sheets, render_audit, table
@@ -65,7 +66,7 @@ class Audited:
     @property
     def page(self) -> str:
         """The page, as HTML that needs nothing else."""
-        return page([self])
+        return _page([self], None)
 
 
 def audit_checkpoint(
@@ -96,12 +97,12 @@ def audit_checkpoint(
     student's, where the file does not tell it. Images are shown as the run has seen them, or in 224 pixels (`size`,
     `resize`), and encoded once: `cache` is where that is kept.
     """
-    there = torch.device(_device(device))
+    there, wished = device_named(device), prior_of(prior) if isinstance(prior, str) else prior
     imported = load(path, network=network)
     tau = imported.temperature or TEMPERATURE if temperature is None else temperature
     if not tau > 0:
         raise ValueError(f"a temperature must be positive, got {tau}")
-    source = None if data is None else some_of(open_source(data, split), limit, seed)
+    source = None if data is None else _images(data, split, limit, seed)
     prototypes = {
         kind: audit_prototypes(head.prototypes.weights().detach().to(there), epsilon, temperature=tau)
         for kind, head in imported.heads.items()
@@ -129,7 +130,7 @@ def audit_checkpoint(
         several = views_of(imported, source, crop, views=views, images=VIEWED, device=there, seed=seed)
     audit = replace(
         found.audit,
-        clusters=looked.clusters(prior_of(prior) if isinstance(prior, str) else prior),
+        clusters=looked.clusters(wished),
         embeddings=looked.embeddings(several),
         maps={**found.audit.maps, **(looked.maps() if maps else {})},
     )
@@ -202,15 +203,14 @@ def _offset(head: ImportedHead, temperature: float) -> Tensor | None:
     return None if offset is None else offset.detach().cpu()
 
 
-def page(audited: Sequence[Audited]) -> str:
+def _page(audited: Sequence[Audited], comparison: Comparison | None) -> str:
     """The page about the first, with the others beside it."""
     first, *others = audited
-    audits = [each.audit for each in audited]
     return render_audit(
         first.audit,
         first.pictures,
-        audits[1:],
-        comparison=_compared(audited) if others else None,
+        [each.audit for each in others],
+        comparison=comparison,
         epochs_of_run=first.epochs,
         sheets=first.sheets,
         facts=first.facts,
@@ -219,11 +219,10 @@ def page(audited: Sequence[Audited]) -> str:
 
 def write(audited: Sequence[Audited], out: Path) -> None:
     """The page and all numbers, into a folder."""
-    audits = [each.audit for each in audited]
-    numbers: dict[str, Any] = audits[0].as_dict()
-    if len(audits) > 1:
-        numbers = {"audits": [audit.as_dict() for audit in audits], "comparison": _compared(audited).as_dict()}
-    texts = {NUMBERS: json.dumps(numbers, allow_nan=False), PAGE: page(audited)}
+    told = [each.audit.as_dict() for each in audited]
+    comparison = _compared(audited) if len(audited) > 1 else None
+    numbers = told[0] if comparison is None else {"audits": told, "comparison": comparison.as_dict()}
+    texts = {NUMBERS: json.dumps(numbers, allow_nan=False), PAGE: _page(audited, comparison)}
     for name, text in texts.items():
         write_atomically(out / name, lambda file, text=text: file.write(text.encode("utf-8", "replace")))
 
@@ -310,10 +309,11 @@ def _about_images(data: str, stored: Stored, size: int) -> dict[str, str | Seque
     return found
 
 
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name
+def _images(data: str, split: str | None, limit: int | None, seed: int) -> Source:
+    source = open_source(data, split)
+    if limit is not None and limit < min(2, len(source)):
+        raise ValueError(f"an audit of images needs two of them at least, got a limit of {limit}")
+    return some_of(source, limit, seed)
 
 
 def command(words: Sequence[str]) -> int:

@@ -4,7 +4,6 @@ crop_of(imported)            how its images are shown, where nothing else is sai
 encoded(imported, source)    features and projections of all images, kept on disk
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -19,9 +18,10 @@ from torch import Tensor, nn
 
 from prototile.backbones import Backbone, ResNet, ViT
 from prototile.checkpoints import Imported, ImportedHead, native
-from prototile.data import BadImage, Source, Subset, default_workers
+from prototile.data import BadImage, Source, default_workers
 from prototile.evaluation import Crop, Stored, outputs_of
 from prototile.evaluation.features import evaluating
+from prototile.evaluation.stored import weights_hash
 from prototile.types import Features
 from prototile.views import Augmentation, Engine, Group, Normalization, preset, small
 from prototile.views.masks import Draw
@@ -40,6 +40,11 @@ def default_cache() -> Path:
     return Path(root) / "prototile" / "outputs"
 
 
+def device_named(name: str) -> torch.device:
+    """The device of this name; "auto" is a GPU where there is one."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
 def crop_of(imported: Imported, path: str | Path, size: int | None = None, resize: int | None = None) -> Crop:
     """What a run says of the images that it has seen; else 224 pixels, or what the network was built for if less."""
     seen = _seen(Path(path)) if imported.layout == "prototile" else None
@@ -47,16 +52,6 @@ def crop_of(imported: Imported, path: str | Path, size: int | None = None, resiz
         return Crop(_usual(imported.backbone) if size is None else size, resize)
     pixels = Normalization(tuple(seen["mean"]), tuple(seen["std"]))
     return Crop(seen["size"] if size is None else size, resize, pixels)
-
-
-def some_of(source: Source, limit: int | None, seed: int) -> Source:
-    """At most so many images, drawn at random and kept in order."""
-    if limit is None or limit >= len(source):
-        return source
-    if limit < 2:
-        raise ValueError(f"an audit of images needs two of them at least, got a limit of {limit}")
-    chosen = np.random.default_rng(seed).permutation(len(source))[:limit]
-    return Subset(source, np.sort(chosen))
 
 
 def encoded(
@@ -100,9 +95,8 @@ def views_of(
     found: dict[str, list[Tensor]] = {name: [] for name in (FEATURES, *projectors)}
     with evaluating(nn.ModuleList([backbone, *projectors.values()])):
         for start in range(0, len(numbers), _BATCH):
-            read = [
-                image for image in (_read(source, int(i)) for i in numbers[start : start + _BATCH]) if image is not None
-            ]
+            drawn = numbers[start : start + _BATCH].tolist()
+            read = [image for number in drawn if (image := _read(source, number)) is not None]
             if not read:
                 continue
             draw = Draw.alone(len(read), step=start)
@@ -126,15 +120,6 @@ def projectors_of(imported: Imported) -> dict[str, nn.Module]:
 def output_of(kind: str) -> str:
     """The output that the head of this kind of token looks at."""
     return PROJECTIONS if kind == "cls" else f"{PROJECTIONS} ({kind})"
-
-
-def weights_hash(network: nn.Module) -> str:
-    """Of all weights and buffers, by name."""
-    found = hashlib.sha256()
-    for name, x in network.state_dict().items():
-        found.update(f"{name} {x.dtype} {tuple(x.shape)}\n".encode())
-        found.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
 
 
 def _augmentation(crop: Crop, views: int) -> Augmentation:

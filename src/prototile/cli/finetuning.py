@@ -12,10 +12,10 @@ from torch import nn
 
 from prototile.checkpoints import Imported, load
 from prototile.checkpoints.imported import Choice
-from prototile.cli.encoding import crop_of, weights_hash
+from prototile.cli.encoding import crop_of
 from prototile.cli.running import usual_test
 from prototile.data import Source, named, open_source, stratified
-from prototile.evaluation.stored import fingerprint
+from prototile.evaluation.stored import fingerprint, weights_hash
 from prototile.training.finetuning import RECIPES, FineTuned, Recipe, finetune, first_layer
 from prototile.training.finetuning import recipe as published
 from prototile.training.finetuning.running import RECORD

@@ -16,10 +16,10 @@ from torch import Tensor
 from prototile.backbones import Backbone, Readout, ResNet, Swin, ViT
 from prototile.checkpoints import Imported, load
 from prototile.checkpoints.imported import Choice
-from prototile.cli.encoding import crop_of, default_cache, described, weights_hash
+from prototile.cli.encoding import crop_of, default_cache, described, device_named
 from prototile.data import Source, default_workers
 from prototile.evaluation import Crop
-from prototile.evaluation.stored import Stored, fingerprint, outputs_of
+from prototile.evaluation.stored import Stored, fingerprint, outputs_of, weights_hash
 
 _FEATURES, _MIRRORED = "features", "mirrored"
 
@@ -74,7 +74,7 @@ class Subject:
                 f"{path} ({imported.layout}) holds no backbone that can be built here, so that there are no features: "
                 "give the full checkpoint"
             )
-        there = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        there = device_named(device)
         weights = weights_hash(backbone)
         return cls(
             Path(path).resolve().name,
@@ -133,7 +133,8 @@ class Subject:
         Ranks share the work; all must call it.
         """
         crop = replace(self.crop, squeeze=True) if squeeze else self.crop
-        found = {name: self._stored(source, readout, crop, mirrored) for name, readout in readouts.items()}
+        data = fingerprint(source)
+        found = {name: self._stored(source, data, readout, crop, mirrored) for name, readout in readouts.items()}
         first = next(iter(found.values()))
         return Part(
             source,
@@ -141,10 +142,10 @@ class Subject:
             first.taken,
             {name: x.outputs[_FEATURES] for name, x in found.items()},
             {name: x.outputs[_MIRRORED] for name, x in found.items()} if mirrored else {},
-            fingerprint(source),
+            data,
         )
 
-    def _stored(self, source: Source, readout: Readout, crop: Crop, mirrored: bool) -> Stored:
+    def _stored(self, source: Source, data: str, readout: Readout, crop: Crop, mirrored: bool) -> Stored:
         def outputs(images: Tensor, numbers: Tensor) -> dict[str, Tensor]:
             found = {_FEATURES: readout(self.backbone, images)}
             return found | ({_MIRRORED: readout(self.backbone, images.flip(-1))} if mirrored else {})
@@ -159,4 +160,5 @@ class Subject:
             crop=crop,
             batch=self.batch,
             workers=self.workers,
+            data=data,
         )

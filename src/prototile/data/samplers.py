@@ -58,7 +58,7 @@ class Shuffled(Sampler):
         self.num_images = num_images
         self._seed = seed
         self._steps = num_images // batch_size if drop_last else -(-num_images // batch_size)
-        self._drawn = (-1, np.empty(0, np.int64))  # the epoch whose order this is
+        self._orders = _Orders(num_images, seed)
 
     def identity(self) -> dict[str, Any]:
         return {"sampler": "shuffled", "images": self.num_images, "batch": self.batch_size, "seed": self._seed}
@@ -68,10 +68,7 @@ class Shuffled(Sampler):
 
     def batch(self, epoch: int, step: int) -> Int[np.ndarray, " b"]:
         assert 0 <= step < len(self)
-        drawn, order = self._drawn
-        if drawn != epoch:
-            order = generator(self._seed, Stream.SAMPLER, epoch, 0).permutation(self.num_images)
-            self._drawn = (epoch, order)
+        order = self._orders(epoch)
         return order[step * self.batch_size : (step + 1) * self.batch_size].copy()
 
 
@@ -107,7 +104,7 @@ class Repeated(Sampler):
             )
         self.batch_size, self.num_images = batch_size, num_images
         self._repeats, self._seed = repeats, seed
-        self._drawn = (-1, np.empty(0, np.int64))  # the epoch whose order this is
+        self._orders = _Orders(num_images, seed)
 
     def identity(self) -> dict[str, Any]:
         named = {"images": self.num_images, "batch": self.batch_size, "repeats": self._repeats, "seed": self._seed}
@@ -118,10 +115,7 @@ class Repeated(Sampler):
 
     def batch(self, epoch: int, step: int) -> Int[np.ndarray, " b"]:
         assert 0 <= step < len(self)
-        drawn, order = self._drawn
-        if drawn != epoch:
-            order = generator(self._seed, Stream.SAMPLER, epoch, 0).permutation(self.num_images)
-            self._drawn = (epoch, order)
+        order = self._orders(epoch)
         places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         return order[places // self._repeats]
 
@@ -222,6 +216,21 @@ class ClassPower(Sampler):
         drawn = np.arange(self.batch_size + 1)
         missed = np.einsum("kb,kb->k", np.exp(log_chances), np.maximum(1 - drawn / sizes[:, None], 0))
         return float((classes * sizes * (1 - missed ** len(self))).sum())
+
+
+class _Orders:
+    """All images in an order of their own for each epoch; the latest is kept."""
+
+    def __init__(self, num_images: int, seed: int):
+        self._num_images, self._seed = num_images, seed
+        self._drawn = (-1, np.empty(0, np.int64))  # the epoch whose order this is
+
+    def __call__(self, epoch: int) -> Int[np.ndarray, " images"]:
+        drawn, order = self._drawn
+        if drawn != epoch:
+            order = generator(self._seed, Stream.SAMPLER, epoch, 0).permutation(self._num_images)
+            self._drawn = (epoch, order)
+        return order
 
 
 class _ImagesOfClasses:

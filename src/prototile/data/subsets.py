@@ -3,12 +3,14 @@
     stratified(source, share)    the same share of every class: 1%, 10%
     held_out(source, share)      what is left to train on, and a part to validate on
     named(source, ids)           the images of a list, such as ImageNet's official 1%
+    some_of(source, limit)       at most so many images, whatever their labels
+    drawn(labels, seed)          the images of each class, in the order that all of these take them
 
 Axes: n images, m of them that are kept, c classes.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -29,7 +31,7 @@ def stratified(source: Source, share: float, *, seed: int = 0) -> Subset:
     if not 0 < share <= 1:
         raise ValueError(f"share lies in (0, 1], got {share}: 0.01 is one image in a hundred")
     labels = class_labels(source.labels)
-    kept = [images[: max(1, round(share * len(images)))] for images in _drawn(labels, seed)]
+    kept = [images[: max(1, round(share * len(images)))] for images in drawn(labels, seed)]
     return Subset(source, np.sort(np.concatenate(kept)))
 
 
@@ -39,7 +41,7 @@ def held_out(source: Source, share: float, *, seed: int = 0) -> tuple[Subset, Su
         raise ValueError(f"the share that is held out lies in (0, 1), got {share}")
     labels = class_labels(source.labels)
     held = np.zeros(len(labels), bool)
-    for images in _drawn(labels, seed):
+    for images in drawn(labels, seed):
         if len(images) > 1:
             held[images[len(images) - min(max(1, round(share * len(images))), len(images) - 1) :]] = True
     if not held.any():
@@ -66,8 +68,17 @@ def named(source: Source, ids: Iterable[str]) -> Subset:
     return Subset(source, np.array(sorted({index for index in found.values() if index is not None}), np.int64))
 
 
-def _drawn(labels: Int[np.ndarray, " n"], seed: int) -> list[Int[np.ndarray, " _m"]]:
-    """The images of each class that has some, in a drawn order."""
-    return [
-        generator(seed, Stream.SUBSET, 0, int(k)).permutation(np.flatnonzero(labels == k)) for k in np.unique(labels)
-    ]
+def some_of(source: Source, limit: int | None, seed: int = 0) -> Source:
+    """At most so many images, drawn at random and kept in order."""
+    if limit is None or limit >= len(source):
+        return source
+    return Subset(source, np.sort(np.random.default_rng(seed).permutation(len(source))[:limit]))
+
+
+def drawn(labels: Int[np.ndarray, " n"], seed: int) -> Iterator[Int[np.ndarray, " _m"]]:
+    """The images of each class that has some, in an order that only the seed decides; -1 is no class."""
+    known = np.flatnonzero(labels >= 0)
+    order = known[np.argsort(labels[known], kind="stable")]
+    classes, counts = np.unique(labels[order], return_counts=True)
+    for k, images in zip(classes, np.split(order, np.cumsum(counts))[: len(classes)], strict=True):
+        yield generator(seed, Stream.SUBSET, 0, int(k)).permutation(images)

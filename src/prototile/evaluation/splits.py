@@ -5,12 +5,13 @@
     share_of_each(labels, share) the same share of each class
     write_ids, read_ids          lists of images that others can use
 
-A seed gives a class's images one order: a larger part has all of a smaller one's, and they are the images that
-`prototile.data.subsets` draws. n images, m of them.
+A seed gives a class's images one order (`prototile.data.subsets.drawn`): a larger part has all of a smaller one's.
+
+n images, m of them.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from prototile.data.subsets import drawn
 from prototile.views.randomness import Stream, generator
 
 Numbers = Int[Tensor, " _m"]
@@ -35,7 +37,7 @@ def held_out(labels: Int[Tensor, " n *c"], share: float = 0.2, *, seed: int = 0)
         held = order[len(order) - max(1, round(share * len(order))) :]
         rest = np.setdiff1d(order, held)
     else:
-        parts = list(_drawn(labels, seed))
+        parts = list(drawn(labels.numpy(), seed))
         cuts = [len(part) - (min(max(1, round(share * len(part))), len(part) - 1)) for part in parts]
         held = np.concatenate([part[cut:] for part, cut in zip(parts, cuts, strict=True)] or [np.empty(0, np.int64)])
         rest = np.concatenate([part[:cut] for part, cut in zip(parts, cuts, strict=True)] or [np.empty(0, np.int64)])
@@ -51,7 +53,7 @@ def some_of_each(labels: Int[Tensor, " n"], count: int, *, seed: int = 0) -> Num
     """`count` images of every class; an error where a class has fewer."""
     if count < 1:
         raise ValueError(f"a class needs at least one image, got {count}")
-    parts = list(_drawn(labels, seed))
+    parts = list(drawn(labels.numpy(), seed))
     if few := [int(labels[part[0]]) for part in parts if len(part) < count]:
         raise ValueError(
             f"{len(few)} classes have fewer than {count} images, class {few[0]} the first of them: ask for fewer"
@@ -63,7 +65,7 @@ def share_of_each(labels: Int[Tensor, " n"], share: float, *, seed: int = 0) -> 
     """`share` of the images of every class, rounded, but one at least."""
     if not 0 < share <= 1:
         raise ValueError(f"share lies in (0, 1], got {share}: 0.01 is one image in a hundred")
-    return _numbers(np.concatenate([part[: max(1, round(share * len(part)))] for part in _drawn(labels, seed)]))
+    return _numbers(np.concatenate([part[: max(1, round(share * len(part)))] for part in drawn(labels.numpy(), seed)]))
 
 
 def write_ids(file: Path, ids: Sequence[str]) -> None:
@@ -91,15 +93,6 @@ def read_ids(file: Path, ids: Sequence[str]) -> Numbers:
             f"so: {missing[0]}; ids look like {ids[0] if ids else '(there are none)'}"
         )
     return _numbers(np.array([number for number in found if number is not None]))
-
-
-def _drawn(labels: Int[Tensor, " n"], seed: int) -> Iterator[Int[np.ndarray, " _m"]]:
-    """The images of each class that has some, in a drawn order."""
-    known = np.flatnonzero((labels >= 0).numpy())
-    order = known[np.argsort(labels.numpy()[known], kind="stable")]
-    classes, counts = np.unique(labels.numpy()[order], return_counts=True)
-    for k, images in zip(classes, np.split(order, np.cumsum(counts))[: len(classes)], strict=True):
-        yield generator(seed, Stream.SUBSET, 0, int(k)).permutation(images)
 
 
 def _numbers(numbers: Int[np.ndarray, " m"]) -> Numbers:

@@ -2,6 +2,7 @@
 
     outputs_of(source, outputs, ...)    from the disk where it is there already, computed and put there where not
     fingerprint(source)                 what changes when its images or labels do
+    weights_hash(network)               what changes when its weights do
 
 Files hold float32 rows, image after image, and are mapped into memory: a million images need little of it. A folder is
 named by what decides its numbers, so that nothing that has changed is ever read. Ranks share the work, each a stretch
@@ -62,14 +63,16 @@ def outputs_of(
     crop: Crop | None = None,
     batch: int = 256,
     workers: int = 0,
+    data: str | None = None,
 ) -> Stored:
     """The `outputs` of `network` (in evaluation mode, without gradients) for all images, in order.
 
     `key` says in plain values what decides them besides images and crop: the checkpoint's hash, which outputs.
-    They come to `folder`, in a folder of their own that is there as a whole or not at all.
+    They come to `folder`, in a folder of their own that is there as a whole or not at all. `data` is the source's
+    fingerprint, for those who know it already: it takes a look at every file.
     """
     crop = Crop() if crop is None else crop
-    about = {"format": FORMAT, "key": dict(key), "crop": crop.as_dict(), "data": fingerprint(source)}
+    about = {"format": FORMAT, "key": dict(key), "crop": crop.as_dict(), "data": data or fingerprint(source)}
     text = json.dumps(about, sort_keys=True)
     there = folder / hashlib.sha256(text.encode()).hexdigest()[:24]
     reused = distributed.gather_objects((there / _ABOUT).is_file())[0]
@@ -87,6 +90,15 @@ def fingerprint(source: Source) -> str:
         found.update(source.stamp(index).encode("utf-8", "surrogateescape") + b"\n")
     if source.labels is not None:
         found.update(whole_labels(source.labels, len(source)).tobytes())
+    return found.hexdigest()
+
+
+def weights_hash(network: nn.Module) -> str:
+    """Of all weights and buffers, by name."""
+    found = hashlib.sha256()
+    for name, x in network.state_dict().items():
+        found.update(f"{name} {x.dtype} {tuple(x.shape)}\n".encode())
+        found.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 

@@ -71,7 +71,7 @@ class Run:
         return self.folder / "checkpoints" / LAST
 
 
-class _Enough(Exception):
+class Enough(Exception):
     """The limit of steps is reached."""
 
 
@@ -126,7 +126,7 @@ def fit(
     module = Training(method, optimization, loader, seed=seed, compile=compile, settings=settings)
     guard, io = Guard(), AtomicIO()
     saving = Checkpoints(out / "checkpoints", guard=guard, io=io, minutes=checkpoint_minutes, steps=checkpoint_steps)
-    ending = _Ending(saving, out / "model", _backbone(config), limit_steps)
+    ending = _Ending(saving, out / "model", described_backbone(config), limit_steps)
     with _quiet():
         trainer = pl.Trainer(
             accelerator=accelerator,
@@ -156,7 +156,7 @@ def fit(
         with folder.log(out / "train.log", write=trainer.is_global_zero):
             if go_on is not None:
                 logger.info("going on from %s", go_on)
-            with contextlib.suppress(_Enough):
+            with contextlib.suppress(Enough):
                 trainer.fit(module, ckpt_path=go_on, weights_only=True)
             seconds = time.monotonic() - began
             logger.info("ended after %d steps, %.0f seconds", ending.steps, seconds)
@@ -178,13 +178,13 @@ class _Ending(Callback):
         if self._reached(trainer) and pl_module.steps_now(batch_idx) and not last:
             self._saving.save(trainer, must=True)
             self._export(trainer, pl_module)
-            raise _Enough
+            raise Enough
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Training)
         if self._reached(trainer) and trainer.current_epoch + 1 != trainer.max_epochs:
             self._export(trainer, pl_module)
-            raise _Enough
+            raise Enough
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Training)
@@ -255,7 +255,7 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, bool | int | float | str | None) else str(value)
 
 
-def _backbone(config: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+def described_backbone(config: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     """The description of the backbone in a resolved configuration, where it has one."""
     value: Any = config
     for name in ("method", "init_args", "backbone"):

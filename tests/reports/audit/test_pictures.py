@@ -5,9 +5,9 @@ import pytest
 import torch
 
 import report_cases
+from prototile.audit import distances as module
 from prototile.data.source import BadImage, Source
 from prototile.reports.audit import Pictures, neighbor_sheets
-from prototile.reports.audit import pictures as module
 
 
 class Counted(Source):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prototile.backbones import Backbone, beit, resnet, swin, vit
 from prototile.backbones.positions import Resize
-from prototile.backbones.resnet import Stem
+from prototile.backbones.resnet import DEPTHS, Stem
 from prototile.checkpoints.foreign.filling import Misfit, State, count, made, renamed, shape_of
 
 # What is computed when a network is built, and so left out where a file holds it.
@@ -36,14 +36,6 @@ SWIN = (
 RESNET = ((r"^", "resnet."),)
 
 _HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1536: 24}  # of ViTs, by their dims; others have 64 dims a head
-_DEPTHS: dict[tuple[bool, tuple[int, ...]], str] = {
-    (False, (2, 2, 2, 2)): "resnet18",
-    (False, (3, 4, 6, 3)): "resnet34",
-    (True, (3, 4, 6, 3)): "resnet50",
-    (True, (3, 4, 23, 3)): "resnet101",
-    (True, (3, 8, 36, 3)): "resnet152",
-    (True, (3, 24, 36, 3)): "resnet200",
-}
 _MARKS = {
     "beit": r"^blocks\.0\.attn\.q_bias$",
     "swin": r"^layers\.0\.blocks\.0\.",
@@ -217,9 +209,9 @@ def _resnet(state: State, stem: Stem) -> Found:
         raise Misfit(f"a ResNet whose first convolution is {side} x {side} is not known, only 7 and 3")
     deep = "layer1.0.conv3.weight" in state
     depths = tuple(count(state, rf"layer{i}\.(\d+)\.", f"blocks of layer{i}") for i in range(1, 5))
-    if (deep, depths) not in _DEPTHS:
-        raise Misfit(f"a ResNet of {depths} blocks is not known ({', '.join(_DEPTHS.values())} are)")
-    name = _DEPTHS[deep, depths]
+    if (deep, depths) not in DEPTHS:
+        raise Misfit(f"a ResNet of {depths} blocks is not known ({', '.join(DEPTHS.values())} are)")
+    name = DEPTHS[deep, depths]
     build = partial(resnet, name, stem="imagenet" if side == 7 else stem, channels=channels, width=width)  # type: ignore[arg-type]
     said = f"a {name}" + (f" {width / 64:g} times as wide" if width != 64 else "")
     if side == 3:

@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from prototile.audit.distances import nearest_images
 from prototile.data.source import BadImage, Source
 from prototile.reports import page
 
 SIDE = 64
-_BLOCK = 16384  # rows that are compared with the queries at a time
 
 
 class Pictures:
@@ -103,19 +103,11 @@ def neighbor_sheets(
     if neighbors < 1:
         return ()
     queries = torch.tensor(_queries(len(x), labels, number, seed))
-    wanted = _unit(x[queries])
-    best = torch.full((len(queries), neighbors), -torch.inf)
-    index = torch.zeros((len(queries), neighbors), dtype=torch.long)
-    for start in range(0, len(x), _BLOCK):
-        cosines = wanted @ _unit(x[start : start + _BLOCK]).T
-        here = torch.arange(start, start + cosines.shape[1])
-        cosines[queries[:, None] == here] = -torch.inf  # an image is no neighbour of its own
-        together = torch.cat([best, cosines], 1)
-        best, order = together.topk(neighbors, 1)
-        index = torch.cat([index, here.expand(len(queries), -1)], 1).gather(1, order)
+    nearest = nearest_images(x, queries, neighbors)
+    cosines = torch.cosine_similarity(x[queries][:, None].float(), x[nearest].float(), dim=-1)
     return tuple(
         Sheet(query, tuple(rows), tuple(found))
-        for query, rows, found in zip(queries.tolist(), index.tolist(), best.tolist(), strict=True)
+        for query, rows, found in zip(queries.tolist(), nearest.tolist(), cosines.tolist(), strict=True)
     )
 
 
@@ -131,7 +123,3 @@ def _queries(images: int, labels: Tensor | None, number: int, seed: int) -> Sequ
         return [first[label] for label in sorted(first)[:: len(first) // number]][:number]
     rest = [row for row in order if row not in set(first.values())]
     return [*(first[label] for label in sorted(first)), *rest[: number - len(first)]]
-
-
-def _unit(x: Float[Tensor, "m d"]) -> Float[Tensor, "m d"]:
-    return torch.nn.functional.normalize(x.float(), dim=1)

@@ -15,6 +15,7 @@ from torch import nn
 from prototile import balancing, priors, schedules, views
 from prototile.backbones import Backbone, ResNet, Swin, ViT
 from prototile.backbones.beit import BEiT
+from prototile.backbones.resnet import DEPTHS
 from prototile.balancing import Balancer
 from prototile.checkpoints import native
 from prototile.methods import addons
@@ -165,18 +166,10 @@ def _resnet(backbone: ResNet) -> dict[str, Any] | None:
     network: Any = backbone.resnet
     depths = tuple(len(network.get_submodule(f"layer{i}")) for i in range(1, 5))
     deep = hasattr(network.get_submodule("layer1.0"), "conv3")
-    names: dict[tuple[bool, tuple[int, ...]], str] = {
-        (False, (2, 2, 2, 2)): "resnet18",
-        (False, (3, 4, 6, 3)): "resnet34",
-        (True, (3, 4, 6, 3)): "resnet50",
-        (True, (3, 4, 23, 3)): "resnet101",
-        (True, (3, 8, 36, 3)): "resnet152",
-        (True, (3, 24, 36, 3)): "resnet200",
-    }
-    if (deep, depths) not in names:
+    if (deep, depths) not in DEPTHS:
         return None
     first = network.conv1
     stem = "imagenet" if first.kernel_size == (7, 7) else "padded" if first.padding == (2, 2) else "cifar"
     return _described(
-        "resnet", name=names[deep, depths], stem=stem, channels=first.in_channels, width=first.out_channels
+        "resnet", name=DEPTHS[deep, depths], stem=stem, channels=first.in_channels, width=first.out_channels
     )

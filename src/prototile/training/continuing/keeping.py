@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 
 from prototile import distributed
-from prototile.audit.spectrum import chunks, effective_rank, singular_values
+from prototile.audit.spectrum import products_of, rankme
 from prototile.backbones import Backbone
 from prototile.checkpoints.atomic import write_atomically
-from prototile.data.source import Source, Subset
+from prototile.data.source import Source
+from prototile.data.subsets import some_of
 from prototile.evaluation import Crop, extract, knn
 from prototile.evaluation.features import device_of
 from prototile.methods import Method
@@ -28,7 +28,6 @@ from prototile.training.probe import parts
 logger = logging.getLogger(__name__)
 
 BEST = "best.ckpt"
-_RANKME_EPS = 1e-7
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +47,7 @@ class Judge:
         """
         if has_labels(source):
             return cls(*parts(source, None, limit), crop, batch, workers)
-        order = np.random.default_rng(0).permutation(len(source))[:limit]
-        return cls(None, Subset(source, np.sort(order)), crop, batch, workers)
+        return cls(None, some_of(source, limit), crop, batch, workers)
 
     @property
     def measure(self) -> str:
@@ -58,8 +56,7 @@ class Judge:
     def __call__(self, backbone: Backbone) -> float:
         test = self._features(backbone, self.test)
         if self.train is None:
-            products = torch.stack([part.T @ part for part in chunks(test.features)]).sum(0)
-            return effective_rank(singular_values(products), _RANKME_EPS)
+            return rankme(products_of(test.features))
         train = self._features(backbone, self.train)
         ks = tuple(dict.fromkeys(min(k, len(train)) for k in (10, 20)))
         return knn(train.features, train.labels, test.features, test.labels, ks).accuracy

@@ -15,8 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from prototile.audit import audit_embeddings
+from prototile.audit.spectrum import products_of, rankme
 from prototile.data.source import Source, Subset
-from prototile.data.subsets import stratified
+from prototile.data.subsets import some_of, stratified
 from prototile.evaluation import Crop, knn, linear
 from prototile.evaluation.features import Shown, device_of, evaluating
 from prototile.losses.redundancy import covariance
@@ -93,10 +94,10 @@ class Bench:
         if limit < 2:
             raise ValueError(f"what features are worth needs at least two images, got a limit of {limit}")
         if not has_labels(train) or not (test is None or has_labels(test)):
-            return cls(None, (), _some(train if test is None else test, limit), crop, space, batch, workers)
+            return cls(None, (), some_of(train if test is None else test, limit), crop, space, batch, workers)
         learnt, tested = parts(train, None, len(train)) if test is None else (_labelled(train), _labelled(test))
         subsets = [stratified(learnt, SHARE, seed=seed) for seed in range(DRAWS)]
-        return cls(_some(learnt, limit), subsets, _some(tested, limit), crop, space, batch, workers)
+        return cls(some_of(learnt, limit), subsets, some_of(tested, limit), crop, space, batch, workers)
 
     def __call__(self, method: Method) -> Measures:
         features, projections, labels = self._encoded(method, self.asked)
@@ -121,7 +122,7 @@ class Bench:
             overlap=found.neighbors["raw"].overlap,
             overlap_directions=found.neighbors["unit"].overlap,
             auc=found.neighbors["raw"].auc,
-            rankme=audit_embeddings(features, spaces=()).rankme,
+            rankme=rankme(products_of(features)),
             rankme_projections=found.rankme,
         )
 
@@ -152,10 +153,3 @@ def _labelled(source: Source) -> Source:
     labels = source.labels
     assert labels is not None
     return source if bool((labels >= 0).all()) else Subset(source, np.flatnonzero(labels >= 0))
-
-
-def _some(source: Source, limit: int) -> Source:
-    """So many images, drawn once and for all."""
-    if len(source) <= limit:
-        return source
-    return Subset(source, np.sort(np.random.default_rng(0).permutation(len(source))[:limit]))

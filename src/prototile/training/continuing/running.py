@@ -6,7 +6,6 @@ out/  as `fit` leaves it, with the kept weights in model/ and in checkpoints/las
       checkpoints/final.ckpt   where the run ended, if those are not the kept ones
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ from torch import nn
 from prototile import distributed
 from prototile.checkpoints import export, write_atomically
 from prototile.data import Loader
+from prototile.evaluation.stored import weights_hash
 from prototile.methods import Prototypical
 from prototile.schedules import Constant
 from prototile.training.checkpointing import LAST, read
@@ -35,7 +35,7 @@ from prototile.training.continuing.result import FILE, Continued
 from prototile.training.guard import Diverged
 from prototile.training.module import Training
 from prototile.training.optimization import Optimization
-from prototile.training.run import _Enough, fit
+from prototile.training.run import Enough, described_backbone, fit
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def continue_training(
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}")
     out, method = Path(out), restored.method
-    base = _hash(method)
+    base = weights_hash(method)
     add_(method, criterion, restored.name, coefficients)
     plan = planned(restored, warmup) if optimization is None else optimization
     more = warmup if restored.rebuilt else 0
@@ -146,7 +146,7 @@ class _Finishing(pl.Callback):
         self._finish(trainer, pl_module, None)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if self.before is not None and isinstance(exception, _Enough | Diverged):
+        if self.before is not None and isinstance(exception, Enough | Diverged):
             self._finish(trainer, pl_module, str(exception) if isinstance(exception, Diverged) else None)
 
     def state_dict(self) -> dict[str, Any]:
@@ -169,7 +169,7 @@ class _Finishing(pl.Callback):
             last = None if broken else _measured(self.bench, method)
             keeper.restore_(method)
         after = self.before if best == 0 else self.bench(method)
-        export(method, self.out / "model", _backbone(self.config), pl_module.loader.augmentation)
+        export(method, self.out / "model", described_backbone(self.config), pl_module.loader.augmentation)
         coefficients = {name: x for name, x in self._coefficients().items() if x is not None}
         self.result = Continued(
             checkpoint=self.checkpoint,
@@ -228,22 +228,7 @@ def _put_kept(folder: Path, method: nn.Module) -> None:
     write_atomically(last, lambda file: torch.save(contents | {"state_dict": own}, file))
 
 
-def _backbone(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    value: Any = config
-    for name in ("method", "init_args", "backbone"):
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value if isinstance(value, Mapping) else None
-
-
 def _score(method: nn.Module) -> str:
     """Whether prototypes enter scores as they are stored, which a checkpoint does not tell."""
     free = isinstance(method, Prototypical) and not method.student.head.prototypes.normalized
     return "stored" if free else "cosine"
-
-
-def _hash(method: nn.Module) -> str:
-    found = hashlib.sha256()
-    for name, x in method.state_dict().items():
-        found.update(f"{name} {tuple(x.shape)}".encode())
-        found.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
