@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from timm.layers.mlp import GluMlp
+from timm.models.beit import Beit
 from timm.models.beit import Block as BEiTBlock
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from prototile.backbones.backbone import Backbone
@@ -66,12 +68,7 @@ def _vit(backbone: ViT) -> str:
     hidden = cast(nn.Linear, first.mlp.fc1).out_features
     call = _call(
         "vit_giant_patch14_dinov2" if isinstance(first.mlp, GluMlp) else "vit_base_patch16_224",
-        img_size=network.patch_embed.img_size,
-        patch_size=backbone.patch,
-        in_chans=network.in_chans,
-        embed_dim=network.embed_dim,
-        depth=len(network.blocks),
-        num_heads=first.attn.num_heads,
+        **_sizes(network, first.attn.num_heads),
         mlp_ratio=(hidden + 0.5) / network.embed_dim,  # of which timm takes the whole part
         init_values=None if isinstance(first.ls1, nn.Identity) else _LAYER_SCALE,
         reg_tokens=network.num_reg_tokens,
@@ -86,16 +83,23 @@ def _vit(backbone: ViT) -> str:
     )
 
 
+def _sizes(network: VisionTransformer | Beit, heads: int) -> dict[str, Any]:
+    """What timm's functions of both kinds of transformer are told."""
+    return {
+        "img_size": network.patch_embed.img_size,
+        "patch_size": network.patch_embed.patch_size[0],
+        "in_chans": network.in_chans,
+        "embed_dim": network.embed_dim,
+        "depth": len(network.blocks),
+        "num_heads": heads,
+    }
+
+
 def _beit(backbone: BEiT) -> str:
     network, first = backbone.beit, cast(BEiTBlock, backbone.beit.blocks[0])
     return _call(
         "beit_base_patch16_224",
-        img_size=network.patch_embed.img_size,
-        patch_size=backbone.patch,
-        in_chans=network.in_chans,
-        embed_dim=network.embed_dim,
-        depth=len(network.blocks),
-        num_heads=first.attn.num_heads,
+        **_sizes(network, first.attn.num_heads),
         init_values=None if first.gamma_1 is None else _LAYER_SCALE,
         global_pool="token" if backbone.pool == "cls" else "avg",
     )
