@@ -68,7 +68,7 @@ def _vit(backbone: ViT) -> str:
     hidden = cast(nn.Linear, first.mlp.fc1).out_features
     call = _call(
         "vit_giant_patch14_dinov2" if isinstance(first.mlp, GluMlp) else "vit_base_patch16_224",
-        **_sizes(network, first.attn.num_heads),
+        **_sizes(network, cast(int, first.attn.num_heads)),
         mlp_ratio=(hidden + 0.5) / network.embed_dim,  # of which timm takes the whole part
         init_values=None if isinstance(first.ls1, nn.Identity) else _LAYER_SCALE,
         reg_tokens=network.num_reg_tokens,
