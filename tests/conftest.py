@@ -1,5 +1,6 @@
 """Options, the GPU marker, and the two-rank process pool that starts once per session."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import torch
 
 from ranks import RankPool
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton: its kernels run on the CPU
 torch.set_warn_always(True)  # warnings are errors: every one, not only the first
 torch.set_num_threads(1)  # the tests' tensors are small: more threads would only wait for each other
 

@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "prototile"
 
-FOUNDATIONS = "autograd distributed precision types"
+FOUNDATIONS = "autograd distributed kernels precision types"
 MATHEMATICS = "priors schedules sphere vmf assignments losses neighbors kmeans balancing regularizers"
 NETWORKS = "heads backbones ema views"
 PARTS = f"{FOUNDATIONS} {MATHEMATICS} {NETWORKS}"
@@ -25,6 +25,7 @@ ROWS = {
     "distributed": "",
     "precision": "",
     "types": "",
+    "kernels": "precision",
     # mathematics: tensors in, tensors out
     "priors": FOUNDATIONS,
     "schedules": FOUNDATIONS,

@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from prototile import distributed
-from prototile.assignments import Adjustment, Assignments, reductions
+from prototile.assignments import Adjustment, Assignments
 from prototile.precision import KeepsDtype, no_autocast
 from prototile.priors import checked_prior
 
@@ -134,7 +134,7 @@ class Sinkhorn(Balancer):
             return torch.zeros_like(_of(self.prior, observed))
         log_mass = (_of(self.prior, observed).double().log() + math.log(rows)).to(observed.dtype)
         potential = -observed.row_logsumexp() if self.start == "probabilities" else None
-        return reductions.sinkhorn(observed.tiled(), log_mass, self.iterations, potential)
+        return observed.sinkhorn(log_mass, self.iterations, potential)
 
     @torch.no_grad()
     def column_error(self, targets: Assignments) -> Float[Tensor, ""]:

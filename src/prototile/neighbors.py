@@ -7,10 +7,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from prototile import kernels
+from prototile.precision import no_autocast
+
 _BLOCK = 1024  # 4 MiB of float32 similarities at a time
 
 
 @torch.no_grad()
+@no_autocast
 def nearest(x: Float[Tensor, "k d"], *, block: int = _BLOCK) -> tuple[Int[Tensor, " k"], Float[Tensor, " k"]]:
     """For every row the other row with the largest inner product (the first, among equals), and that product.
 
@@ -24,21 +28,24 @@ def nearest(x: Float[Tensor, "k d"], *, block: int = _BLOCK) -> tuple[Int[Tensor
     if not bool(x.isfinite().all()):
         raise ValueError("the rows hold numbers that are not finite (NaN or infinity)")
     x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+    if kernels.serve(x, exact=True):
+        from prototile.kernels.nearest import fused_nearest
+
+        return fused_nearest(x.contiguous())
     best = x.new_full((k,), -torch.inf)
     index = torch.zeros(k, dtype=torch.long, device=x.device)
     scratch = x.new_empty(min(block, k) ** 2)
-    with torch.autocast(x.device.type, enabled=False):
-        for row in range(0, k, block):
-            rows = slice(row, min(row + block, k))
-            for column in range(row, k, block):
-                columns = slice(column, min(column + block, k))
-                shape = rows.stop - rows.start, columns.stop - columns.start
-                tile = torch.mm(x[rows], x[columns].T, out=scratch[: shape[0] * shape[1]].view(shape))
-                if row == column:
-                    tile.fill_diagonal_(-torch.inf)
-                _improve(best, index, rows, tile, column)
-                if row != column:
-                    _improve(best, index, columns, tile, row, columns=True)
+    for row in range(0, k, block):
+        rows = slice(row, min(row + block, k))
+        for column in range(row, k, block):
+            columns = slice(column, min(column + block, k))
+            shape = rows.stop - rows.start, columns.stop - columns.start
+            tile = torch.mm(x[rows], x[columns].T, out=scratch[: shape[0] * shape[1]].view(shape))
+            if row == column:
+                tile.fill_diagonal_(-torch.inf)
+            _improve(best, index, rows, tile, column)
+            if row != column:
+                _improve(best, index, columns, tile, row, columns=True)
     return index, best
 
 

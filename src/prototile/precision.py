@@ -16,6 +16,14 @@ def wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def products_dtype(*operands: Tensor) -> torch.dtype:
+    """The dtype in which a GPU's kernels multiply: autocast's, or the operands' own where they are half precision."""
+    device = operands[0].device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return functools.reduce(torch.promote_types, (x.dtype for x in operands))
+
+
 def same_shape(a: Tensor, b: Tensor) -> None:
     """An error where two batches of embeddings do not belong together."""
     if a.shape != b.shape or a.ndim != 2:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from prototile import distributed
-from prototile.assignments import coupled, plan, reductions
+from prototile.assignments import coupled, fused, plan, reductions
 from prototile.assignments.scratch import Loan, borrow, budget
 from prototile.assignments.tiles import Adjustment, Logits, spans, widest_logit
 from prototile.precision import no_autocast
@@ -138,9 +138,10 @@ class Assignments:
 
         All that is derived from the result (another temperature or offset, leading views) uses them too instead
         of multiplying again. Worth it where targets and predictions share their logits (SwAV), and in Sinkhorn,
-        which holds by itself what fits the scratch budget.
+        which holds by itself what fits the scratch budget. Fused kernels multiply again rather than read: with them
+        nothing is held.
         """
-        if self.held is not None:
+        if self.held is not None or plan.fuses(self.embeddings):
             return self
         z, w = self._operands()
         loan = borrow(len(self) * self.num_prototypes, z)
@@ -155,7 +156,9 @@ class Assignments:
     # ---------------------------------------------------------------------------- without a matrix
     def mean(self) -> Float[Tensor, " k"]:
         """The marginal: the mean assignment over the rows of all ranks. Differentiable, unless it is adjusted."""
-        if plan.forced_backend() == "naive":
+        if plan.fuses(self.embeddings):
+            sums = fused.column_sums(self)
+        elif plan.forced_backend() == "naive":
             sums = self.probabilities().sum(0)
         else:
             z, w, offset = self.differentiable()
@@ -164,6 +167,8 @@ class Assignments:
 
     def row_logsumexp(self) -> Float[Tensor, " n"]:
         """log sum_k exp(logit), per row. Not differentiable."""
+        if plan.fuses(self.embeddings):
+            return fused.row_logsumexp(self)
         return reductions.row_logsumexp(self.tiled())
 
     def column_logsumexp(self, potential: Float[Tensor, " n"] | None = None) -> Float[Tensor, " k"]:
@@ -172,7 +177,21 @@ class Assignments:
         With minus the rows' log-sum-exps as potential: the log of the summed assignments, exact where a sum of
         probabilities would underflow.
         """
+        if plan.fuses(self.embeddings):
+            return distributed.logsumexp(fused.column_logsumexp(self, potential))
         return distributed.logsumexp(reductions.column_logsumexp(self.tiled(), potential))
+
+    @torch.no_grad()
+    def sinkhorn(
+        self, log_mass: Float[Tensor, " k"], iterations: int, potential: Float[Tensor, " n"] | None = None
+    ) -> Float[Tensor, " k"]:
+        """The offset under which columns sum to exp(`log_mass`), after so many Sinkhorn iterations over all ranks.
+
+        `potential` are the rows' potentials to start from (none: from the logits). See `balancing.Sinkhorn`.
+        """
+        if plan.fuses(self.embeddings):
+            return fused.sinkhorn(self, log_mass, iterations, potential)
+        return reductions.sinkhorn(self.tiled(), log_mass, iterations, potential)
 
     def log_mean(self) -> Float[Tensor, " k"]:
         """log of `mean`, computed as log-sum-exps. Not differentiable."""
@@ -183,6 +202,8 @@ class Assignments:
 
     def hard(self) -> Int[Tensor, " n"]:
         """The most probable prototype of every row (the first, among equals)."""
+        if plan.fuses(self.embeddings):
+            return fused.hard(self)
         return reductions.argmax(self.tiled())[0]
 
     def counts(self) -> Int[Tensor, " k"]:

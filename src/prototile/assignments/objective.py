@@ -4,19 +4,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prototile import distributed
-from prototile.assignments import naive
+from prototile.assignments import fused, naive
 from prototile.assignments.coupled import CrossEntropy, CrossEntropyAndColumnSums, Problem
 from prototile.assignments.decoupled import CrossEntropyByRows
 from prototile.assignments.lazy import Assignments
 from prototile.assignments.pairs import Pairs
-from prototile.assignments.plan import choose, forced_backend
+from prototile.assignments.plan import choose, forced_backend, fuses
 from prototile.assignments.tiles import widest_logit
 from prototile.autograd import uncompiled
 from prototile.precision import no_autocast
 
 
-@uncompiled
-@no_autocast
 def cross_entropy(student: Assignments, targets: Assignments, pairs: Pairs) -> Float[Tensor, ""]:
     r"""$\sum_{t,s,b} M_{ts}\, r_b\, H(q_{tb}, p_{sb})$ with $H(q, p) = -\sum_k q_k \log p_k$, without n x k numbers.
 
@@ -26,6 +24,15 @@ def cross_entropy(student: Assignments, targets: Assignments, pairs: Pairs) -> F
     (`scratch_budget`), beside the gradients themselves.
     """
     _check(student, targets, pairs)
+    if fuses(student.embeddings):
+        return fused.cross_entropy(student, targets, pairs)
+    return _cross_entropy(student, targets, pairs)
+
+
+@uncompiled
+@no_autocast
+def _cross_entropy(student: Assignments, targets: Assignments, pairs: Pairs) -> Float[Tensor, ""]:
+    _check_offset(student)
     if forced_backend() == "naive":
         return naive.cross_entropy(student, targets, pairs)
     problem = _problem(student, targets, pairs, mean=False)
@@ -33,18 +40,26 @@ def cross_entropy(student: Assignments, targets: Assignments, pairs: Pairs) -> F
     return backend.apply(*student.differentiable(), problem)  # type: ignore[return-value]
 
 
-@uncompiled
-@no_autocast
 def cross_entropy_and_mean(
     student: Assignments, targets: Assignments, pairs: Pairs
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " k"]]:
     """`cross_entropy` and `student.mean()` in one pass, for methods that penalise the marginal (MSN, PMSN)."""
     _check(student, targets, pairs)
-    if forced_backend() == "naive":
-        return naive.cross_entropy(student, targets, pairs), student.mean()
-    problem = _problem(student, targets, pairs, mean=True)
-    loss, sums = CrossEntropyAndColumnSums.apply(*student.differentiable(), problem)  # type: ignore[misc]
+    compute = fused.cross_entropy_and_sums if fuses(student.embeddings) else _cross_entropy_and_sums
+    loss, sums = compute(student, targets, pairs)
     return loss, distributed.mean_rows(sums, len(student))
+
+
+@uncompiled
+@no_autocast
+def _cross_entropy_and_sums(
+    student: Assignments, targets: Assignments, pairs: Pairs
+) -> tuple[Float[Tensor, ""], Float[Tensor, " k"]]:
+    _check_offset(student)
+    if forced_backend() == "naive":
+        return naive.cross_entropy(student, targets, pairs), student.probabilities().sum(0)
+    problem = _problem(student, targets, pairs, mean=True)
+    return CrossEntropyAndColumnSums.apply(*student.differentiable(), problem)  # type: ignore[return-value]
 
 
 def _problem(student: Assignments, targets: Assignments, pairs: Pairs, *, mean: bool) -> Problem:
@@ -85,9 +100,12 @@ def _check(student: Assignments, targets: Assignments, pairs: Pairs) -> None:
         )
     if student.adjustment is not None or (student.offset is not None and student.offset.ndim == 2):
         raise ValueError("only targets may be adjusted or have an offset per view, not the student")
-    if student.offset is not None and not bool(student.offset.isfinite().all()):
-        raise ValueError("the student's offset must be finite: close prototypes in the targets alone")
     if targets.offset is not None and targets.offset.ndim == 2 and targets.offset.shape[0] != teacher_views:
         raise ValueError(
             f"the targets were balanced in {targets.offset.shape[0]} views but are paired in {teacher_views}"
         )
+
+
+def _check_offset(student: Assignments) -> None:
+    if student.offset is not None and not bool(student.offset.isfinite().all()):
+        raise ValueError("the student's offset must be finite: close prototypes in the targets alone")

@@ -5,9 +5,11 @@
     direct     exponentials of a block of images   t + 3 s
     row        exponentials of a block of rows     3 t + 3 s  (through the expected prototype)
     stream     one tile                            2 t + 4 s
+    fused      one tile, on the chip               2 t + 4 s  (in half precision under autocast; GPUs only)
 
 `direct` wins wherever enough rows fit the budget for its products to run at full speed. `row` is for images whose
-views do not fit together, `stream` for when not even a hundred rows do. A fused GPU kernel will be one more line.
+views do not fit together, `stream` for when not even a hundred rows do. A GPU that can computes all in float32 or
+less by `fused`, which shares nothing with the others but the definition: see `fused`.
 """
 
 import math
@@ -16,10 +18,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from torch import Tensor
+
+from prototile import kernels
 from prototile.assignments.scratch import budget
 from prototile.assignments.tiles import Logits, tile_size
 
-Backend = Literal["naive", "direct", "row", "stream"]
+Backend = Literal["naive", "direct", "row", "stream", "fused"]
 _FORCED: ContextVar[Backend | None] = ContextVar("forced backend", default=None)
 _STREAM_NUMBERS = 2**22  # of a tile: 16 MiB in float32
 
@@ -46,6 +51,16 @@ def backend(name: Backend):
 
 def forced_backend() -> Backend | None:
     return _FORCED.get()
+
+
+def fuses(embeddings: Tensor) -> bool:
+    """Whether the fused kernels compute what is asked of these rows."""
+    forced = forced_backend()
+    if forced is None:
+        return kernels.serve(embeddings)
+    if forced == "fused" and (reason := kernels.unsupported(embeddings)):
+        raise ValueError(f"the backend 'fused' cannot serve here: {reason}")
+    return forced == "fused"
 
 
 def choose(student: Logits, teacher_views: int, *, mean: bool) -> Plan:

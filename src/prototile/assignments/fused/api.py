@@ -1,0 +1,97 @@
+"""What assignments ask of the kernels."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from prototile import distributed
+from prototile.assignments.pairs import Pairs
+from prototile.precision import products_dtype
+
+if TYPE_CHECKING:
+    from prototile.assignments.lazy import Assignments
+
+
+def cross_entropy(student: "Assignments", targets: "Assignments", pairs: Pairs) -> Tensor:
+    """See `objective.cross_entropy`."""
+    return _loss(student, targets, pairs, mean=False)[0]
+
+
+def cross_entropy_and_sums(student: "Assignments", targets: "Assignments", pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """The cross-entropy, and the sum of the student's assignments over this rank's rows."""
+    return _loss(student, targets, pairs, mean=True)
+
+
+def column_sums(assignments: "Assignments") -> Tensor:
+    """The sum of assignments over this rank's rows, differentiable unless they are adjusted."""
+    if assignments.adjustment is not None:
+        return column_logsumexp(assignments, -row_logsumexp(assignments)).exp()
+    return _loss(assignments, None, Pairs(((0.0,),)), mean=True)[1]
+
+
+def row_logsumexp(assignments: "Assignments") -> Tensor:
+    """log sum_k exp(logit), per row."""
+    return _ops().fused_row_logsumexp(*_side(assignments), products_dtype(*_operands(assignments)))
+
+
+def column_logsumexp(assignments: "Assignments", potential: Tensor | None) -> Tensor:
+    """log sum_n exp(logit + potential_n), per prototype, over this rank's rows."""
+    return _ops().fused_column_logsumexp(*_side(assignments), potential, products_dtype(*_operands(assignments)))
+
+
+def hard(assignments: "Assignments") -> Tensor:
+    """The first most probable prototype of every row."""
+    return _ops().fused_argmax(*_side(assignments), products_dtype(*_operands(assignments)))[0]
+
+
+def sinkhorn(assignments: "Assignments", log_mass: Tensor, iterations: int, potential: Tensor | None) -> Tensor:
+    """See `reductions.sinkhorn`; two passes an iteration, since a program sees some of the rows only."""
+    offset = torch.zeros_like(log_mass)
+    for i in range(iterations):
+        if i > 0:
+            potential = -row_logsumexp(assignments.shift(offset))
+        total = distributed.logsumexp(column_logsumexp(assignments, potential))
+        offset = torch.where(total == -torch.inf, total, log_mass - total)  # out of every row's reach: closed
+    return offset
+
+
+def _loss(student: "Assignments", targets: "Assignments | None", pairs: Pairs, *, mean: bool) -> tuple[Tensor, Tensor]:
+    z, w, offset = student.embeddings, student.prototypes, student.offset
+    dtype = products_dtype(z, w)
+    if targets is None:
+        teacher = None, None, None, None, None, []
+    else:
+        constant = targets.detach()
+        *side, numbers = _side(constant)
+        teacher = *side, numbers
+        dtype = torch.promote_types(dtype, products_dtype(*_operands(constant)))
+    views = len(pairs.views[0])
+    rows = pairs.row_weights(z).to(torch.float32)
+    gradients = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (z, w, offset))
+    loss, sums, *_ = _ops().fused_loss(
+        z, w, offset, student.temperature, *teacher,
+        [weight for row in pairs.views for weight in row], views, rows, dtype, gradients, mean,
+    )  # fmt: skip
+    return loss, sums
+
+
+def _ops():
+    from prototile.assignments.fused import ops  # with Triton, which takes a second
+
+    return ops
+
+
+def _operands(assignments: "Assignments") -> tuple[Tensor, Tensor]:
+    return assignments.embeddings, assignments.prototypes
+
+
+def _side(
+    assignments: "Assignments",
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, list[float]]:
+    """Embeddings, prototypes, offset, scale, winner, and temperature, bound, boost."""
+    adjustment = assignments.adjustment
+    fields = *_operands(assignments), assignments.offset
+    if adjustment is None:
+        return *fields, None, None, [assignments.temperature]
+    return *fields, adjustment.scale, adjustment.winner, [assignments.temperature, adjustment.bound, adjustment.boost]
