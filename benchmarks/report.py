@@ -1,7 +1,8 @@
 """A run as readable tables (Markdown), and as files.
 
 save                                           both files
-assignments, views, loader, training, audit, evaluation    the text of each benchmark
+assignments, fused, views, loader,             the text of each benchmark
+training, audit, evaluation
 introduction                                   what every text begins with
 table                                          rows of cells
 """
@@ -69,6 +70,10 @@ def audit(run: dict[str, Any], tables: Iterable[tuple[str, tuple[str, ...], Iter
 
 def evaluation(run: dict[str, Any], tables: Iterable[tuple[str, tuple[str, ...], Iterable[tuple[str, ...]]]]) -> str:
     return _titled("Evaluation", run, tables)
+
+
+def fused(run: dict[str, Any], tables: Iterable[tuple[str, tuple[str, ...], Iterable[tuple[str, ...]]]]) -> str:
+    return _titled("Fused", run, tables)
 
 
 def _titled(
