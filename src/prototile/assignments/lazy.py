@@ -39,7 +39,7 @@ class Assignments:
     The rows are view-major where there are several views. `offset` has one number per prototype, or one row of
     numbers per view (views balanced separately, as in SwAV). Nothing is normalised here: pass unit vectors for
     cosines. A zero row is as close to one prototype as to another; non-finite numbers are refused where they
-    are used. Half precision is computed in float32, whatever the autocast.
+    are used. Half precision is computed in float32, whatever the autocast; but see `fused` for GPUs.
     """
 
     embeddings: Float[Tensor, "n d"]
