@@ -193,7 +193,8 @@ def peaks(
     queries: Tensor, keys: Tensor, form: Form, needed: Tensor, *, by_rows: bool, subtract_keys: Tensor | None = None
 ) -> Tensor:
     """Per query the largest logit where the flag `needed` is set, on the device; 0 where not, at no cost."""
-    best, _ = _largest(queries, keys, form, by_rows, subtract_keys, needed, False, False, places=False)
+    flag = needed.to(torch.int32)
+    best, _ = _largest(queries, keys, form, by_rows, subtract_keys, flag, False, False, places=False)
     return torch.where(needed, best.amax(0).nan_to_num(neginf=0.0), 0.0)
 
 

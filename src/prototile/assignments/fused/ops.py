@@ -154,6 +154,7 @@ def _gradients(
     wants_offset: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     nothing = rows.new_empty(0)
+    grad_sums = None if grad_sums is None else grad_sums.contiguous()  # what autograd expanded has no numbers of its own
     grad_z = direction * grad if wants_rows else nothing
     alpha, temperature = grad * (weights.sum(0)[:, None] * rows).flatten(), student.temperature
     if grad_sums is not None:
