@@ -31,6 +31,7 @@ bench: .venv-bench/.stamp ## Run the benchmarks, beside other libraries
 	.venv-bench/bin/python benchmarks/views.py
 	.venv-bench/bin/python benchmarks/training.py
 	.venv-bench/bin/python benchmarks/audit.py
+	.venv-bench/bin/python benchmarks/evaluation.py
 
 gpu: ## Run GPU tests, benchmarks and experiments (DATA=ROOT), with the machine's own torch if it sees a GPU
 	scripts/gpu $(DATA)
