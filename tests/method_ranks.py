@@ -1,15 +1,19 @@
 """A method's training steps as one of several ranks, for tests that two ranks equal one."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from method_cases import CASES, batch
 from prototile import distributed
-from prototile.schedules import Progress
+from prototile.heads import Prototypes
+from prototile.schedules import Constant, Progress
+from prototile.training.optimization import Optimization
 
 IMAGES, STEPS = 8, 3
+PLAIN = Optimization(lr=Constant(0.1), optimizer="sgd", lr_scaling="none")
 FIXED = {
     "dinov2": {"koleo_weight": 0.0},  # as published, KoLeo sees its own rank's rows
     "swav": {"queue": 16},  # over all ranks
@@ -42,15 +46,22 @@ def synced(module: nn.Module) -> nn.Module:
     return module
 
 
-def training(rank: int, world: int, name: str) -> dict[str, Tensor]:
-    """Loss, parameters and state after some whole steps."""
+def training(
+    rank: int, world: int, name: str, options: dict[str, Any] | None = None, optimization: Optimization = PLAIN
+) -> dict[str, Tensor]:
+    """Loss, parameters and state after some whole steps; with `options`, prototypes are split over ranks."""
     torch.manual_seed(1)
-    options = dict(FIXED.get(name, {}))
-    if "queue" in options:
-        options["queue"] //= world
-    method = synced(CASES[name].make(**options)).double()
-    trained = [p for p in method.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(trained, lr=0.1, momentum=0.9)
+    made = FIXED.get(name, {}) | (options or {})
+    if "queue" in made:
+        made["queue"] //= world
+    method = synced(CASES[name].make(**made)).double()
+    layers = [module for module in method.modules() if isinstance(module, Prototypes)]
+    if world > 1 and options is not None:
+        for layer in layers:
+            layer.split_()
+            assert distributed.is_sharded(layer.vectors)
+    optimizer = optimization.build(method, IMAGES)
+    whole = [p for p in method.parameters() if p.requires_grad and not distributed.is_sharded(p)]
     losses = []
     for i in range(STEPS):
         progress = Progress(i, 10, 2)
@@ -58,9 +69,26 @@ def training(rank: int, world: int, name: str) -> dict[str, Tensor]:
         terms = method(tuple(replace(v, images=v.images.double()) for v in views), progress)
         optimizer.zero_grad()
         terms.loss.backward()
-        distributed.average_gradients_(trained)
+        distributed.average_gradients_(whole)
+        optimization.clip_(method)
+        optimization.drop_frozen_(method, progress)
+        optimization.set_values_(optimizer, progress)
         optimizer.step()
         method.after_step(progress)
         losses.append(terms.loss.detach())
-    state = {key: x for key, x in method.state_dict().items() if "queue" not in key}
+    state = {key: distributed.whole(x) for key, x in method.state_dict().items() if "queue" not in key}
     return {"loss": torch.stack(losses)} | state
+
+
+def prepared(rank: int, world: int, split: bool) -> Tensor:
+    """ExCB's prototypes of k-means, and what the teacher has of them."""
+    torch.manual_seed(1)
+    method = CASES["excb"].make(num_prototypes=5, kmeans_images=16)
+    if split:
+        for module in method.modules():
+            if isinstance(module, Prototypes):
+                module.split_()
+    method.prepare(batch("excb", IMAGES, step=i, rank=rank, world=world) for i in range(10))
+    student, teacher = (distributed.whole(x.head.prototypes.vectors.detach()) for x in (method.student, method.teacher))
+    assert torch.equal(student, teacher)
+    return student

@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prototile import distributed
-from prototile.assignments import naive
+from prototile.assignments import naive, sharded
 from prototile.assignments.coupled import CrossEntropy, CrossEntropyAndColumnSums, Problem
 from prototile.assignments.decoupled import CrossEntropyByRows
 from prototile.assignments.lazy import Assignments
@@ -28,6 +28,9 @@ def cross_entropy(student: Assignments, targets: Assignments, pairs: Pairs) -> F
     _check(student, targets, pairs)
     if forced_backend() == "naive":
         return naive.cross_entropy(student, targets, pairs)
+    if student.shard is not None:
+        problem = _sharded_problem(student, targets, pairs, marginal=False)
+        return sharded.cross_entropy_and_column_sums(*student.differentiable(), problem)[0]
     problem = _problem(student, targets, pairs, mean=False)
     backend = CrossEntropyByRows if problem.plan.backend == "row" else CrossEntropy
     return backend.apply(*student.differentiable(), problem)  # type: ignore[return-value]
@@ -42,6 +45,10 @@ def cross_entropy_and_mean(
     _check(student, targets, pairs)
     if forced_backend() == "naive":
         return naive.cross_entropy(student, targets, pairs), student.mean()
+    if student.shard is not None:
+        problem = _sharded_problem(student, targets, pairs, marginal=True)
+        loss, sums = sharded.cross_entropy_and_column_sums(*student.differentiable(), problem)
+        return loss, sums / (problem.student.views * problem.student.images)
     problem = _problem(student, targets, pairs, mean=True)
     loss, sums = CrossEntropyAndColumnSums.apply(*student.differentiable(), problem)  # type: ignore[misc]
     return loss, distributed.mean_rows(sums, len(student))
@@ -62,6 +69,22 @@ def _problem(student: Assignments, targets: Assignments, pairs: Pairs, *, mean: 
     )
 
 
+def _sharded_problem(student: Assignments, targets: Assignments, pairs: Pairs, *, marginal: bool) -> sharded.Problem:
+    assert student.shard is not None
+    logits, layout = student.everywhere(len(pairs.views[0]))
+    teacher, _ = targets.everywhere(len(pairs.views), student.dtype)
+    rows = pairs.row_weights(student.embeddings.detach().to(student.dtype))
+    return sharded.Problem(
+        student=logits,
+        teacher=teacher,
+        weights=pairs.table(rows),
+        rows=distributed.concatenate(rows, layout.counts),
+        layout=layout,
+        shard=student.shard,
+        marginal=marginal,
+    )
+
+
 def _check(student: Assignments, targets: Assignments, pairs: Pairs) -> None:
     for name, x, kind in (
         ("student", student, Assignments),
@@ -74,6 +97,11 @@ def _check(student: Assignments, targets: Assignments, pairs: Pairs) -> None:
     if student.num_prototypes != targets.num_prototypes:
         raise ValueError(
             f"the student has {student.num_prototypes} prototypes but the targets have {targets.num_prototypes}"
+        )
+    if student.shard != targets.shard:
+        raise ValueError(
+            "the student's and the targets' prototypes must be shared out over ranks alike, or neither of them: "
+            "see `Assignments.unsharded`"
         )
     for name, a, views in (("student", student, student_views), ("targets", targets, teacher_views)):
         if len(a) % views:
