@@ -1,7 +1,7 @@
 """A method's training steps as one of several ranks, for tests that two ranks equal one."""
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from method_cases import CASES, batch
 from prototile import distributed
 from prototile.heads import Prototypes
-from prototile.schedules import Constant, Progress
-from prototile.training.optimization import Optimization
+from prototile.schedules import Progress
+
+if TYPE_CHECKING:  # it imports Lightning, which most ranks can do without
+    from prototile.training.optimization import Optimization
 
 IMAGES, STEPS = 8, 3
-PLAIN = Optimization(lr=Constant(0.1), optimizer="sgd", lr_scaling="none")
 FIXED = {
     "dinov2": {"koleo_weight": 0.0},  # as published, KoLeo sees its own rank's rows
     "swav": {"queue": 16},  # over all ranks
@@ -47,7 +48,11 @@ def synced(module: nn.Module) -> nn.Module:
 
 
 def training(
-    rank: int, world: int, name: str, options: dict[str, Any] | None = None, optimization: Optimization = PLAIN
+    rank: int,
+    world: int,
+    name: str,
+    options: dict[str, Any] | None = None,
+    optimization: "Optimization | None" = None,
 ) -> dict[str, Tensor]:
     """Loss, parameters and state after some whole steps; with `options`, prototypes are split over ranks."""
     torch.manual_seed(1)
@@ -60,8 +65,11 @@ def training(
         for layer in layers:
             layer.split_()
             assert distributed.is_sharded(layer.vectors)
-    optimizer = optimization.build(method, IMAGES)
-    whole = [p for p in method.parameters() if p.requires_grad and not distributed.is_sharded(p)]
+    trained = [p for p in method.parameters() if p.requires_grad]
+    if optimization is None:
+        optimizer = torch.optim.SGD(trained, lr=0.1, momentum=0.9)
+    else:
+        optimizer = optimization.build(method, IMAGES)
     losses = []
     for i in range(STEPS):
         progress = Progress(i, 10, 2)
@@ -69,10 +77,11 @@ def training(
         terms = method(tuple(replace(v, images=v.images.double()) for v in views), progress)
         optimizer.zero_grad()
         terms.loss.backward()
-        distributed.average_gradients_(whole)
-        optimization.clip_(method)
-        optimization.drop_frozen_(method, progress)
-        optimization.set_values_(optimizer, progress)
+        distributed.average_gradients_(p for p in trained if not distributed.is_sharded(p))
+        if optimization is not None:
+            optimization.clip_(method)
+            optimization.drop_frozen_(method, progress)
+            optimization.set_values_(optimizer, progress)
         optimizer.step()
         method.after_step(progress)
         losses.append(terms.loss.detach())

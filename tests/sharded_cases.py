@@ -27,9 +27,9 @@ from prototile.balancing import (
     Sinkhorn,
 )
 from prototile.heads import Prototypes
-from prototile.methods import Clusters, koleo_proto
 from prototile.priors import PowerLaw
-from prototile.regularizers import MatchPrior
+from prototile.regularizers import KoLeo, MatchPrior
+from prototile.sphere import normalize
 
 IMAGES, DIMS, K = 9, 6, 37
 PRIOR = PowerLaw(0.5)(K)
@@ -204,8 +204,8 @@ def watched(rank: int, world: int):
     w, shard = prototypes(world, scale=1.5)
     z = unit(own(draw(0, 2, IMAGES, DIMS), rank, world)).flatten(0, 1)
     student = Assignments(z, w, 0.1, shard=shard).detach()
-    clusters = Clusters(student, Sinkhorn(PRIOR)(replace(student, temperature=0.05)), PRIOR)
-    health = cluster_health(clusters.student, clusters.targets, clusters.prior, clusters.prototypes)
+    targets = Sinkhorn(PRIOR)(replace(student, temperature=0.05))
+    health = cluster_health(student, targets, PRIOR, normalize(student.unsharded().prototypes))
     return {f"same.{name}": torch.tensor(float(value)) for name, value in asdict(health).items()}
 
 
@@ -253,14 +253,14 @@ def _layer(rank: int, world: int, gain: str, vmf: bool) -> dict[str, Tensor]:
     weights = torch.full((z.shape[1],), world / IMAGES, dtype=torch.float64)
     student, targets = layer(rows, 0.1), layer(rows.detach().flip(1), 0.05)
     loss, mean = cross_entropy_and_mean(student, targets, Pairs.cross(2, 2).weighing(weights))
-    koleo = koleo_proto(partition=10)
-    loss = loss + MatchPrior(PRIOR)(mean) + 0.1 * koleo([layer], z, z) + layer(rows, 0.1, frozen=True).mean()[3]
+    loss = loss + MatchPrior(PRIOR)(mean) + layer(rows, 0.1, frozen=True).mean()[3]
+    loss = loss + 0.1 * KoLeo(partition=10)(distributed.whole(layer.vectors))
     loss.backward()
     assert z.grad is not None
     found = {"mean.loss": loss.detach(), "rows.z": z.grad}
     for name, p in layer.named_parameters():
         found[f"same.{name}"] = distributed.whole(p.grad)
-    found |= {"same.weights": layer.weights().detach(), "same.directions": layer.directions().detach()}
+    found |= {"same.weights": layer.weights().detach().clone(), "same.directions": layer.directions().detach()}
     layer.renormalize_()
     return found | {"same.renormalized": distributed.whole(layer.vectors.detach())}
 
@@ -306,7 +306,7 @@ CASES: list[Callable[[int, int], dict[str, Tensor]]] = [
 # ------------------------------------------------------------------------- what is not compared to one process
 def single_precision(rank: int, world: int) -> dict[str, Tensor]:
     dtype = torch.float64 if world == 1 else torch.float32
-    return clustering(rank, world, Sinkhorn(PRIOR), scale=40, with_offset=True, dtype=dtype)
+    return clustering(rank, world, Sinkhorn(PRIOR), scale=40, with_offset=True, with_mean=False, dtype=dtype)
 
 
 def unlike_losses(rank: int, world: int) -> list[Tensor]:

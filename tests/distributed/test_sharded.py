@@ -1,11 +1,14 @@
 """Prototypes shared out over two and four ranks give what one process with all of them gives."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import Tensor
 
 from method_cases import CLUSTERING
-from method_ranks import PLAIN, prepared, training
+from method_ranks import prepared, training
+from prototile.methods import koleo_proto
 from prototile.schedules import Constant
 from prototile.training.optimization import Optimization, Special
 from ranks import RankPool
@@ -103,8 +106,8 @@ OPTIMIZATIONS = {
 
 @pytest.mark.parametrize("name", CLUSTERING)
 def test_methods_train_as_one(name, two_ranks: RankPool):
-    """21 prototypes, which two ranks cannot share equally."""
-    _train_alike(name, two_ranks, {"num_prototypes": 21}, PLAIN)
+    """21 prototypes, which two ranks cannot share equally, are drawn apart by KoLeo-proto, too."""
+    _train_alike(name, two_ranks, {"num_prototypes": 21, "add_ons": [koleo_proto(partition=10)]})
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZATIONS)
@@ -119,8 +122,8 @@ def test_prototypes_start_from_k_means(two_ranks: RankPool):
     assert torch.equal(first, two_ranks.run(prepared, False)[0])
 
 
-def _train_alike(name: str, ranks: RankPool, options: dict, optimization: Optimization) -> None:
-    alone = training(0, 1, name, options, optimization)
+def _train_alike(name: str, ranks: RankPool, options: dict, optimization: Optimization | None = None) -> None:
+    alone = training(0, 1, name, deepcopy(options), optimization)  # add-ons count their calls
     found = ranks.run(training, name, options, optimization)
     torch.testing.assert_close(torch.stack([x["loss"] for x in found]).mean(0), alone["loss"], rtol=1e-9, atol=1e-10)
     for key in alone.keys() - {"loss"}:
