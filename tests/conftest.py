@@ -1,4 +1,4 @@
-"""Options, the GPU marker, and the two-rank process pool that starts once per session."""
+"""Options, the GPU marker, and the pools of two and four ranks, which start once per session where they are needed."""
 
 import os
 from collections.abc import Iterator
@@ -52,4 +52,10 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def two_ranks() -> Iterator[RankPool]:
     with RankPool(2) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="session")
+def four_ranks() -> Iterator[RankPool]:
+    with RankPool(4) as pool:
         yield pool

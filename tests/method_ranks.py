@@ -1,13 +1,18 @@
 """A method's training steps as one of several ranks, for tests that two ranks equal one."""
 
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from method_cases import CASES, batch
 from prototile import distributed
+from prototile.heads import Prototypes
 from prototile.schedules import Progress
+
+if TYPE_CHECKING:  # it imports Lightning, which most ranks can do without
+    from prototile.training.optimization import Optimization
 
 IMAGES, STEPS = 8, 3
 FIXED = {
@@ -42,15 +47,29 @@ def synced(module: nn.Module) -> nn.Module:
     return module
 
 
-def training(rank: int, world: int, name: str) -> dict[str, Tensor]:
-    """Loss, parameters and state after some whole steps."""
+def training(
+    rank: int,
+    world: int,
+    name: str,
+    options: dict[str, Any] | None = None,
+    optimization: "Optimization | None" = None,
+) -> dict[str, Tensor]:
+    """Loss, parameters and state after some whole steps; with `options`, prototypes are split over ranks."""
     torch.manual_seed(1)
-    options = dict(FIXED.get(name, {}))
-    if "queue" in options:
-        options["queue"] //= world
-    method = synced(CASES[name].make(**options)).double()
+    made = FIXED.get(name, {}) | (options or {})
+    if "queue" in made:
+        made["queue"] //= world
+    method = synced(CASES[name].make(**made)).double()
+    layers = [module for module in method.modules() if isinstance(module, Prototypes)]
+    if world > 1 and options is not None:
+        for layer in layers:
+            layer.split_()
+            assert distributed.is_sharded(layer.vectors)
     trained = [p for p in method.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(trained, lr=0.1, momentum=0.9)
+    if optimization is None:
+        optimizer = torch.optim.SGD(trained, lr=0.1, momentum=0.9)
+    else:
+        optimizer = optimization.build(method, IMAGES)
     losses = []
     for i in range(STEPS):
         progress = Progress(i, 10, 2)
@@ -58,9 +77,27 @@ def training(rank: int, world: int, name: str) -> dict[str, Tensor]:
         terms = method(tuple(replace(v, images=v.images.double()) for v in views), progress)
         optimizer.zero_grad()
         terms.loss.backward()
-        distributed.average_gradients_(trained)
+        distributed.average_gradients_(p for p in trained if not distributed.is_sharded(p))
+        if optimization is not None:
+            optimization.clip_(method)
+            optimization.drop_frozen_(method, progress)
+            optimization.set_values_(optimizer, progress)
         optimizer.step()
         method.after_step(progress)
         losses.append(terms.loss.detach())
-    state = {key: x for key, x in method.state_dict().items() if "queue" not in key}
+    state = {key: distributed.whole(x) for key, x in method.state_dict().items() if "queue" not in key}
     return {"loss": torch.stack(losses)} | state
+
+
+def prepared(rank: int, world: int, split: bool) -> Tensor:
+    """ExCB's prototypes of k-means, and what the teacher has of them."""
+    torch.manual_seed(1)
+    method = CASES["excb"].make(num_prototypes=5, kmeans_images=16)
+    if split:
+        for module in method.modules():
+            if isinstance(module, Prototypes):
+                module.split_()
+    method.prepare(batch("excb", IMAGES, step=i, rank=rank, world=world) for i in range(10))
+    student, teacher = (distributed.whole(x.head.prototypes.vectors.detach()) for x in (method.student, method.teacher))
+    assert torch.equal(student, teacher)
+    return student

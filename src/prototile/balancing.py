@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from prototile import distributed
 from prototile.assignments import Adjustment, Assignments
-from prototile.precision import KeepsDtype, no_autocast
+from prototile.precision import KeepsDtype
 from prototile.priors import checked_prior
 
 
@@ -134,7 +134,7 @@ class Sinkhorn(Balancer):
             return torch.zeros_like(_of(self.prior, observed))
         log_mass = (_of(self.prior, observed).double().log() + math.log(rows)).to(observed.dtype)
         potential = -observed.row_logsumexp() if self.start == "probabilities" else None
-        return observed.sinkhorn(log_mass, self.iterations, potential)
+        return observed.column_potential(log_mass, self.iterations, potential)
 
     @torch.no_grad()
     def column_error(self, targets: Assignments) -> Float[Tensor, ""]:
@@ -167,16 +167,13 @@ class Centering(Balancer):
         self.register_buffer("center", torch.zeros_like(prior, dtype=torch.float64))
 
     @torch.no_grad()
-    @no_autocast
     def forward(self, teacher: Assignments, observed: Assignments | None = None) -> Assignments:
         teacher = teacher.detach()
         tilt = _log_ratio(self.prior, teacher)
         balanced = teacher.shift(tilt - _of(self.center, teacher) / teacher.temperature)
         observed = teacher if observed is None else observed.detach()
         if self.training and _num_rows(observed):
-            z, w, _ = observed.differentiable()
-            mean = w @ distributed.mean_rows(z.sum(0), len(z))
-            self.center.lerp_(mean.to(self.center), 1 - self.momentum)
+            self.center.lerp_(observed.mean_similarity().to(self.center), 1 - self.momentum)
         return balanced
 
 

@@ -2,13 +2,21 @@
 
 The only module that imports `torch.distributed`. One convention makes two ranks equal one: every rank
 returns a loss whose *mean over ranks* is the loss of the whole batch, which is what DistributedDataParallel
-assumes when it averages gradients. `sum` and `gather` are differentiable in that convention: their backward
-sums the incoming gradients over ranks. (`torch.distributed.nn.functional` did this, and is deprecated.)
+assumes when it averages gradients. `sum`, `gather` and `concatenate` are differentiable in that convention: their
+backward sums the incoming gradients over ranks. (`torch.distributed.nn.functional` did this, and is deprecated.)
+
+So what flows back is the gradient of the *sum* of all ranks' losses. A parameter that every rank holds gets the mean of
+its ranks' gradients. A parameter of which each rank holds its part (`Shard`) is averaged by nobody: `own`, through
+which it enters a loss, divides by the number of ranks.
 """
 
+import builtins
+import itertools
 import os
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -94,6 +102,32 @@ def gather(x: Tensor) -> Tensor:
     return _Gather.apply(x)  # type: ignore[return-value]
 
 
+def counts(rows: int, device: torch.device) -> tuple[int, ...]:
+    """How many rows each rank has."""
+    if world_size() == 1:
+        return (rows,)
+    parts = [torch.zeros(1, dtype=torch.long, device=device) for _ in range(world_size())]
+    dist.all_gather(parts, torch.tensor([rows], device=device))
+    return tuple(torch.cat(parts).tolist())
+
+
+def concatenate(x: Tensor, counts: Sequence[int]) -> Tensor:
+    """The rows of all ranks, in the order of ranks, differentiable; each rank has as many as `counts` says."""
+    return x if world_size() == 1 else _Concatenate.apply(x, tuple(counts))  # type: ignore[return-value]
+
+
+@torch.no_grad()
+def max(x: Tensor) -> Tensor:
+    """The maximum over ranks, elementwise; not differentiable."""
+    return _extreme(x, "MAX")
+
+
+@torch.no_grad()
+def min(x: Tensor) -> Tensor:
+    """The minimum over ranks, elementwise; not differentiable."""
+    return _extreme(x, "MIN")
+
+
 def gather_objects(value: Any) -> list[Any]:
     """Any value of every rank, in the order of ranks; tensors in it should be on the CPU."""
     if world_size() == 1:
@@ -133,21 +167,80 @@ def broadcast_(tensors: Iterable[Tensor]) -> None:
             dist.broadcast(x, 0)
 
 
+@dataclass(frozen=True)
+class Shard:
+    """Which rows of a matrix are this rank's: [start, stop) of `total`, in parts as `torch.chunk` makes them."""
+
+    start: int
+    stop: int
+    total: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """How many rows each rank has."""
+        return _chunks(self.total)
+
+    def cut(self, x: Tensor) -> Tensor:
+        """This rank's part of a tensor whose last axis runs over all rows."""
+        return x[..., self.start : self.stop]
+
+
+def shard_of(rows: int) -> Shard:
+    """What this rank holds of so many rows."""
+    sizes = _chunks(rows)
+    start = builtins.sum(sizes[: rank()])
+    return Shard(start, start + sizes[rank()], rows)
+
+
 def shard_(modules: Iterable[torch.nn.Module]) -> None:
     """Splits the modules' parameters over all ranks, as one unit that is gathered and let go together (FSDP2)."""
     from torch.distributed.fsdp import fully_shard
 
     if unit := list(modules):
-        fully_shard(unit, reshard_after_forward=True)  # a teacher's forward is not followed by a backward
+        device = next(unit[0].parameters()).device
+        fully_shard(unit, mesh=_mesh(device), reshard_after_forward=True)  # no backward follows a teacher's forward
+
+
+@torch.no_grad()
+def split_(module: torch.nn.Module) -> bool:
+    """Splits the rows of a module's own parameters over all ranks, for good: what reads them sees its `own` rows.
+
+    They stay as they are where a rank would be left without a row; says whether they were split.
+    """
+    from torch.distributed.tensor import Shard as ByRows
+    from torch.distributed.tensor import distribute_tensor
+
+    parameters = dict(module.named_parameters(recurse=False))
+    if any(0 in _chunks(len(p)) for p in parameters.values()):
+        return False
+    for name, p in parameters.items():
+        part = distribute_tensor(p.detach(), _mesh(p.device), [ByRows(0)])
+        setattr(module, name, torch.nn.Parameter(part, requires_grad=p.requires_grad))
+    return True
 
 
 def is_sharded(x: Any) -> bool:
     """Whether this is one rank's part of a tensor."""
-    return dist.is_available() and isinstance(x, _dtensor())
+    module = sys.modules.get("torch.distributed.tensor")  # takes long to import; before that there are no parts
+    return module is not None and isinstance(x, module.DTensor)
+
+
+def own(x: Tensor) -> Tensor:
+    """This rank's part of a tensor, differentiable: the gradient is that of the mean of all ranks' losses.
+
+    A tensor that is no part is given back as it is.
+    """
+    return _Own.apply(x.to_local()) if is_sharded(x) else x  # type: ignore[attr-defined, return-value]
 
 
 def whole(x: Any) -> Any:
-    """All of a tensor of which ranks have parts, on every rank; anything else as it is."""
+    """All of a tensor of which ranks have parts, on every rank; anything else as it is.
+
+    Differentiable where all ranks do the same with it: each keeps its part of the gradient that all of them have.
+    """
     return x.full_tensor() if is_sharded(x) else x
 
 
@@ -160,10 +253,25 @@ def like(x: Any, reference: Any) -> Any:
     return distribute_tensor(x.to(reference.device), reference.device_mesh, reference.placements)
 
 
-def _dtensor() -> type:
-    from torch.distributed.tensor import DTensor
+def _chunks(rows: int) -> tuple[int, ...]:
+    """How `torch.chunk` deals out so many rows: equally, but for the last ranks, which may have fewer or none."""
+    size = -(-rows // world_size())
+    edges = [size * i if size * i < rows else rows for i in range(world_size() + 1)]
+    return tuple(stop - start for start, stop in itertools.pairwise(edges))
 
-    return DTensor
+
+def _mesh(device: torch.device) -> Any:
+    """All ranks in a row."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    return init_device_mesh(device.type, (world_size(),))
+
+
+def _extreme(x: Tensor, which: str) -> Tensor:
+    if world_size() > 1:
+        x = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(x, getattr(dist.ReduceOp, which))
+    return x
 
 
 class _Sum(torch.autograd.Function):
@@ -196,3 +304,33 @@ class _Gather(torch.autograd.Function):
         grad = grad.contiguous()
         dist.all_reduce(grad)
         return grad[rank() * ctx.rows : (rank() + 1) * ctx.rows]
+
+
+class _Concatenate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, counts: tuple[int, ...]) -> Tensor:
+        ctx.counts, longest = counts, builtins.max(counts)
+        padded = x.contiguous()
+        if len(x) < longest:  # what is gathered must be equally long
+            padded = torch.cat([x, x.new_zeros(longest - len(x), *x.shape[1:])])
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:rows] for part, rows in zip(parts, counts, strict=True)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        grad = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(grad)
+        return grad.split(ctx.counts)[rank()], None
+
+
+class _Own(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return grad / world_size()

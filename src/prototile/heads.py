@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from prototile import distributed
 from prototile.assignments import Assignments
 from prototile.precision import wide
 from prototile.sphere import normalize
@@ -42,6 +43,9 @@ class Prototypes(nn.Module):
 
     Embeddings are L2-normalised here. Directions start from a truncated normal; their gradient is orthogonal to them
     where a gain is kept. `directions` are what diagnostics and KoLeo-proto look at, whatever the gain.
+
+    `split_()` shares the rows out over ranks: each holds its part of the parameters, of their gradients and of their
+    optimiser's state, and assignments are computed where the prototypes are (`prototile.assignments.sharded`).
     """
 
     def __init__(self, dims: int, num_prototypes: int, *, gain: str = "one", vmf: bool = False):
@@ -61,30 +65,41 @@ class Prototypes(nn.Module):
 
     def forward(self, embeddings: Float[Tensor, "n d"], temperature: float, *, frozen: bool = False) -> Assignments:
         """The assignments of these rows; `frozen` makes prototypes constants in it."""
-        weights = self.weights()
+        weights = self._scaled(distributed.own)
         weights = weights.detach() if frozen else weights
+        shard = distributed.shard_of(len(self.vectors)) if distributed.is_sharded(self.vectors) else None
         offset = None
         if self.vmf:
             kappa = torch.linalg.vector_norm(wide(weights), dim=-1) / temperature
             dims = weights.shape[1]
             offset = (log_normalizer(kappa, dims) - log_normalizer_at_zero(dims)).to(wide(weights).dtype)
-        return Assignments(normalize(embeddings), weights, temperature, offset)
+            offset = offset if shard is None else distributed.concatenate(offset, shard.counts)
+        return Assignments(normalize(embeddings), weights, temperature, offset, shard=shard)
 
     def weights(self) -> Float[Tensor, "k d"]:
-        """The prototypes, with their norms."""
-        if not self.normalized:
-            return self.vectors
-        directions = normalize(self.vectors)
-        return directions if self.gain is None else self.gain * directions
+        """The prototypes of all ranks, with their norms."""
+        return self._scaled(distributed.whole)
 
     def directions(self) -> Float[Tensor, "k d"]:
-        """The prototypes as unit vectors."""
-        return normalize(self.vectors)
+        """The prototypes of all ranks, as unit vectors."""
+        return normalize(distributed.whole(self.vectors))
+
+    def _scaled(self, part: Callable[[Tensor], Tensor]) -> Float[Tensor, "k d"]:
+        vectors = part(self.vectors)
+        if not self.normalized:
+            return vectors
+        directions = normalize(vectors)
+        return directions if self.gain is None else part(self.gain) * directions
 
     @torch.no_grad()
     def renormalize_(self) -> None:
         """Puts the vectors back on the unit sphere; with free gains, to be called before every step (SwAV)."""
-        self.vectors.copy_(normalize(self.vectors))
+        vectors = distributed.own(self.vectors)
+        vectors.copy_(normalize(vectors))
+
+    def split_(self) -> None:
+        """Leaves each rank its part of the rows; where a rank would have none, all of them to all."""
+        distributed.split_(self)
 
 
 def mlp(

@@ -28,7 +28,7 @@ def nearest(x: Float[Tensor, "k d"], *, block: int = _BLOCK) -> tuple[Int[Tensor
     if not bool(x.isfinite().all()):
         raise ValueError("the rows hold numbers that are not finite (NaN or infinity)")
     x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
-    if kernels.serve(x, exact=True):
+    if kernels.serve(x, x.dtype, exact=True):
         from prototile.kernels.nearest import fused_nearest
 
         return fused_nearest(x.contiguous())

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from prototile.checkpoints import load_backbone
+from prototile.checkpoints.native import load_prototypes
 from prototile.training.checkpointing import read
 from prototile.training.run import fit
 from training_cases import CASES, SIDE, TinyBackbone, TinyMethod, loader, train
@@ -169,17 +170,25 @@ def test_compiled(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_ranks_equal_one(tmp_path, strategy):
-    """A run of 15 steps, with clipping, frozen prototypes, AdamW and a teacher; and its checkpoint goes on anywhere."""
+    """A run of 15 steps, with clipping, frozen prototypes, AdamW and a teacher; and its checkpoint goes on anywhere.
+
+    With fsdp the prototypes are shared out, 12 to each rank.
+    """
     case = "vit without chance"
     train(case, tmp_path / "one")
     together(case, tmp_path / "two", strategy=strategy)
     assert largest_difference(tmp_path / "one", tmp_path / "two") < 1e-5
+    exported = [load_prototypes(tmp_path / name / "model") for name in ("one", "two")]
+    torch.testing.assert_close(exported[1], exported[0], rtol=0, atol=1e-5)
     together(case, tmp_path / "stopped", strategy=strategy, limit_steps=7)
     shutil.copytree(tmp_path / "stopped", tmp_path / "moved")
     together(case, tmp_path / "stopped", strategy=strategy, resume=True)
     assert largest_difference(tmp_path / "two", tmp_path / "stopped") < 1e-6
     train(case, tmp_path / "moved", resume=True)
     assert largest_difference(tmp_path / "one", tmp_path / "moved") < 1e-5
+    train(case, tmp_path / "alone", limit_steps=7)
+    together(case, tmp_path / "alone", strategy=strategy, resume=True)
+    assert largest_difference(tmp_path / "one", tmp_path / "alone") < 1e-5
 
 
 @pytest.mark.slow

@@ -2,8 +2,8 @@
 
 Where to look:  `lazy` what a user holds; `pairs` who teaches whom; `objective` cross-entropy; `plan` which backend;
 `naive` the dense reference; `coupled` (direct, stream) and `decoupled` (row) the portable backends; `reductions`
-log-sum-exps, arg-maxima and Sinkhorn's passes; `tiles` and `scratch` what they all stand on; `fused` all of it once
-more, by kernels for GPUs.
+log-sum-exps, arg-maxima and Sinkhorn's passes; `sharded` the same where each rank holds some of the prototypes, on the
+two `passes`; `tiles` and `scratch` what they all stand on; `fused` all of it once more, by kernels for GPUs.
 """
 
 from prototile.assignments.lazy import Assignments, dense, smooth

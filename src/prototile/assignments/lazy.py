@@ -1,6 +1,6 @@
 """Assignments: rows of softmax over prototypes that are never a matrix unless somebody reads them.
 
-n rows (v views x b images, view-major), d dims, k prototypes.
+n rows (v views x b images, view-major), d dims, k prototypes (`own`: those that this rank holds; all, as a rule).
 """
 
 import math
@@ -13,10 +13,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from prototile import distributed
-from prototile.assignments import coupled, fused, plan, reductions
+from prototile.assignments import coupled, fused, plan, reductions, sharded
 from prototile.assignments.scratch import Loan, borrow, budget
+from prototile.assignments.sharded import Rows
 from prototile.assignments.tiles import Adjustment, Logits, spans, widest_logit
-from prototile.precision import no_autocast
+from prototile.distributed import Shard
+from prototile.precision import no_autocast, products_dtype
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,14 +42,19 @@ class Assignments:
     numbers per view (views balanced separately, as in SwAV). Nothing is normalised here: pass unit vectors for
     cosines. A zero row is as close to one prototype as to another; non-finite numbers are refused where they
     are used. Half precision is computed in float32, whatever the autocast; but see `fused` for GPUs.
+
+    With a `shard` the prototypes are shared out over ranks: `prototypes` are this rank's, everything else is of all of
+    them, vectors over prototypes too, and results are those of whole prototypes (see `sharded`). All ranks must then
+    ask for the same thing at the same time. Dense results gather the prototypes, and nothing is held.
     """
 
     embeddings: Float[Tensor, "n d"]
-    prototypes: Float[Tensor, "k d"]
+    prototypes: Float[Tensor, "own d"]
     temperature: float
     offset: Float[Tensor, "v k"] | Float[Tensor, " k"] | None = None
     adjustment: Adjustment | None = None
     held: Held | None = field(default=None, repr=False)
+    shard: Shard | None = None
 
     def __post_init__(self) -> None:
         for name in ("embeddings", "prototypes"):
@@ -59,6 +66,8 @@ class Assignments:
                 f"embeddings have {self.embeddings.shape[-1]} dims but prototypes have "
                 f"{self.prototypes.shape[-1]}; the head's output size must be the prototypes'"
             )
+        if self.shard is not None and len(self.shard) != len(self.prototypes):
+            raise ValueError(f"the shard has {len(self.shard)} prototypes, and there are {len(self.prototypes)}")
         if isinstance(self.temperature, Tensor) or not self.temperature > 0:
             raise ValueError(f"a temperature must be a positive number, got {self.temperature}")
         if self.offset is not None and self.offset.shape[-1] != self.num_prototypes:
@@ -73,8 +82,13 @@ class Assignments:
         return self.embeddings.shape[0]
 
     @property
+    def _fused(self) -> bool:
+        return self.shard is None and plan.fuses(self.embeddings)
+
+    @property
     def num_prototypes(self) -> int:
-        return self.prototypes.shape[0]
+        """Of all ranks."""
+        return self.prototypes.shape[0] if self.shard is None else self.shard.total
 
     # ------------------------------------------------------------------ other assignments of the same rows
     def detach(self) -> "Assignments":
@@ -125,6 +139,12 @@ class Assignments:
             adjustment = replace(adjustment, winner=adjustment.winner[rows])
         return replace(self, embeddings=self.embeddings[rows], adjustment=adjustment)
 
+    def unsharded(self) -> "Assignments":
+        """The same with the prototypes of all ranks on each, K x d numbers; differentiable."""
+        if self.shard is None:
+            return self
+        return replace(self, prototypes=distributed.concatenate(self.prototypes, self.shard.counts), shard=None)
+
     def _rows(self, rows: slice, offset: Tensor | None) -> "Assignments":
         if self.adjustment is not None:
             raise ValueError("adjusted assignments cannot be split into views")
@@ -138,10 +158,10 @@ class Assignments:
 
         All that is derived from the result (another temperature or offset, leading views) uses them too instead
         of multiplying again. Worth it where targets and predictions share their logits (SwAV), and in Sinkhorn,
-        which holds by itself what fits the scratch budget. Fused kernels multiply again rather than read: with them
-        nothing is held.
+        which holds by itself what fits the scratch budget. Where prototypes are sharded nothing is kept, and fused
+        kernels multiply again rather than read.
         """
-        if self.held is not None or plan.fuses(self.embeddings):
+        if self.held is not None or self.shard is not None or self._fused:
             return self
         z, w = self._operands()
         loan = borrow(len(self) * self.num_prototypes, z)
@@ -156,20 +176,30 @@ class Assignments:
     # ---------------------------------------------------------------------------- without a matrix
     def mean(self) -> Float[Tensor, " k"]:
         """The marginal: the mean assignment over the rows of all ranks. Differentiable, unless it is adjusted."""
-        if plan.fuses(self.embeddings):
-            sums = fused.column_sums(self)
-        elif plan.forced_backend() == "naive":
-            sums = self.probabilities().sum(0)
-        else:
-            z, w, offset = self.differentiable()
-            sums = coupled.column_sums(z, w, offset, self.tiled())
-        return distributed.mean_rows(sums, len(self))
+        if self._fused:
+            return distributed.mean_rows(fused.column_sums(self), len(self))
+        if plan.forced_backend() == "naive":
+            return distributed.mean_rows(self.probabilities().sum(0), len(self))
+        if self.shard is not None:
+            return sharded.mean(*self.differentiable(), *self.everywhere(), self.shard)
+        z, w, offset = self.differentiable()
+        return distributed.mean_rows(coupled.column_sums(z, w, offset, self.tiled()), len(self))
+
+    @no_autocast
+    def mean_similarity(self) -> Float[Tensor, " k"]:
+        """The mean product <embedding, prototype> over the rows of all ranks. Not differentiable."""
+        z, w = self._operands()
+        mean = w @ distributed.mean_rows(z.sum(0), len(z))
+        return mean if self.shard is None else distributed.concatenate(mean, self.shard.counts)
 
     def row_logsumexp(self) -> Float[Tensor, " n"]:
         """log sum_k exp(logit), per row. Not differentiable."""
-        if plan.fuses(self.embeddings):
+        if self._fused:
             return fused.row_logsumexp(self)
-        return reductions.row_logsumexp(self.tiled())
+        if self.shard is None:
+            return reductions.row_logsumexp(self.tiled())
+        logits, rows = self.everywhere()
+        return rows.own(sharded.row_logsumexp(logits))
 
     def column_logsumexp(self, potential: Float[Tensor, " n"] | None = None) -> Float[Tensor, " k"]:
         """log sum_n exp(logit + potential_n), per prototype, over the rows of all ranks. Not differentiable.
@@ -177,21 +207,25 @@ class Assignments:
         With minus the rows' log-sum-exps as potential: the log of the summed assignments, exact where a sum of
         probabilities would underflow.
         """
-        if plan.fuses(self.embeddings):
+        if self._fused:
             return distributed.logsumexp(fused.column_logsumexp(self, potential))
-        return distributed.logsumexp(reductions.column_logsumexp(self.tiled(), potential))
+        if self.shard is None:
+            return distributed.logsumexp(reductions.column_logsumexp(self.tiled(), potential))
+        logits, rows = self.everywhere()
+        return sharded.column_logsumexp(logits, None if potential is None else rows.gather(potential), self.shard)
 
     @torch.no_grad()
-    def sinkhorn(
+    def column_potential(
         self, log_mass: Float[Tensor, " k"], iterations: int, potential: Float[Tensor, " n"] | None = None
     ) -> Float[Tensor, " k"]:
-        """The offset under which columns sum to exp(`log_mass`), after so many Sinkhorn iterations over all ranks.
-
-        `potential` are the rows' potentials to start from (none: from the logits). See `balancing.Sinkhorn`.
-        """
-        if plan.fuses(self.embeddings):
+        """Sinkhorn's potentials of the columns, over the rows of all ranks (`reductions.sinkhorn`)."""
+        if self._fused:
             return fused.sinkhorn(self, log_mass, iterations, potential)
-        return reductions.sinkhorn(self.tiled(), log_mass, iterations, potential)
+        if self.shard is None:
+            return reductions.sinkhorn(self.tiled(), log_mass, iterations, potential)
+        logits, rows = self.everywhere()
+        potential = None if potential is None else rows.gather(potential)
+        return sharded.sinkhorn(logits, log_mass, iterations, potential, self.shard)
 
     def log_mean(self) -> Float[Tensor, " k"]:
         """log of `mean`, computed as log-sum-exps. Not differentiable."""
@@ -202,9 +236,7 @@ class Assignments:
 
     def hard(self) -> Int[Tensor, " n"]:
         """The most probable prototype of every row (the first, among equals)."""
-        if plan.fuses(self.embeddings):
-            return fused.hard(self)
-        return reductions.argmax(self.tiled())[0]
+        return fused.hard(self) if self._fused else self._argmax()[0]
 
     def counts(self) -> Int[Tensor, " k"]:
         """How many rows of all ranks have each prototype as their most probable one."""
@@ -212,6 +244,8 @@ class Assignments:
 
     def entropy(self) -> Float[Tensor, ""]:
         """The mean entropy of an assignment, over all ranks. Differentiable (block by block, recomputed)."""
+        if self.shard is not None:
+            return self.unsharded().entropy()
         if self.adjustment is not None:
             raise ValueError("the entropy of adjusted assignments is not defined here; use `probabilities`")
         rows = max(1, budget(self.prototypes) // (8 * 4 * self.num_prototypes))
@@ -225,16 +259,32 @@ class Assignments:
 
     def confidence(self) -> Float[Tensor, ""]:
         """The mean probability of the most probable prototype, over all ranks. Not differentiable."""
-        logits = self.tiled()
-        top = (reductions.argmax(logits)[1] - reductions.row_logsumexp(logits)).exp()
+        top = (self._argmax()[1] - self.row_logsumexp()).exp()
         return distributed.mean_rows(top.sum(), len(self))
+
+    def _argmax(self) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
+        if self.shard is None:
+            return reductions.argmax(self.tiled())
+        logits, rows = self.everywhere()
+        where, value = sharded.argmax(logits, self.shard)
+        return rows.own(where), rows.own(value)
+
+    def everywhere(self, views: int = 1, dtype: torch.dtype | None = None) -> tuple[Logits, Rows]:
+        """Of sharded prototypes what the passes read: the rows of all ranks, on the prototypes of this one."""
+        views = self.offset.shape[0] if self.offset is not None and self.offset.ndim == 2 else views
+        rows = Rows.of(len(self), views, self.embeddings.device)
+        adjustment = self.adjustment
+        if adjustment is not None and adjustment.winner is not None:
+            adjustment = replace(adjustment, winner=rows.gather(adjustment.winner))
+        gathered = replace(self, embeddings=rows.gather(self.embeddings.detach()), adjustment=adjustment)
+        return gathered.tiled(views, dtype), rows
 
     def tiled(self, views: int = 1, dtype: torch.dtype | None = None) -> Logits:
         """What the backends read: detached logits, written tile by tile; `views` says how the rows divide."""
         z, w = self._operands(dtype)
         views = self.offset.shape[0] if self.offset is not None and self.offset.ndim == 2 else views
-        offset, peak = None, z.new_zeros(len(self), 1)
-        widest = _widest(z, w) / self.temperature
+        offset, peak, adjustment = None, z.new_zeros(len(self), 1), self.adjustment
+        widest = _widest(z, w, everywhere=self.shard is not None) / self.temperature
         if self.offset is not None:
             offset = self.offset.detach().to(z).reshape(-1, self.num_prototypes)
             if self.adjustment is None:
@@ -243,8 +293,11 @@ class Assignments:
                     raise ValueError("the offset holds NaN or infinity, or closes every prototype")
                 offset = offset - highest
                 peak = highest.repeat_interleave(len(self) // len(highest), 0)
-        if self.adjustment is not None:
-            widest = self.adjustment.bound
+        if adjustment is not None:
+            widest = adjustment.bound
+        if self.shard is not None:
+            offset = None if offset is None else self.shard.cut(offset)
+            adjustment = None if adjustment is None else adjustment.of(self.shard)
         scores = None if self.held is None else self.held.scores.to(z.dtype).unflatten(0, (views, -1))
         logits = Logits(
             rows=z / self.temperature,
@@ -252,11 +305,12 @@ class Assignments:
             offset=offset,
             peak=peak,
             views=views,
-            adjustment=self.adjustment,
+            adjustment=adjustment,
             scores=scores,
             temperature=self.temperature,
             widest=widest,
             loan=None if self.held is None else self.held.loan,
+            products=products_dtype(self.embeddings, self.prototypes),
         )
         safe = widest <= widest_logit(self.num_prototypes, z.dtype)
         return logits if safe else logits.shifted_by_maximum()
@@ -285,7 +339,7 @@ class Assignments:
     @no_autocast
     def similarities(self) -> Float[Tensor, "n k"]:
         """The products <embedding, prototype>: cosines, for unit vectors. Dense and differentiable."""
-        z, w, _ = self.differentiable()
+        z, w, _ = self.unsharded().differentiable()
         return z @ w.T
 
     def logits(self) -> Float[Tensor, "n k"]:
@@ -333,16 +387,20 @@ def _summed_entropy(block: Assignments) -> Tensor:
     return -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum()  # a closed prototype counts 0
 
 
-def _widest(z: Tensor, w: Tensor) -> float:
-    """A bound of |<z_n, w_k>|, or an error where a number is not finite."""
-    bound = 1.0
-    for name, x in (("embeddings", z), ("prototypes", w)):
-        norms = [torch.linalg.vector_norm(part, dim=1).max() for part in _parts(x)]
-        norm = float(torch.stack(norms).max()) if norms else 0.0
-        if not norm < float("inf"):
+def _widest(z: Tensor, w: Tensor, *, everywhere: bool) -> float:
+    """A bound of |<z_n, w_k>|, or an error where a number is not finite; `everywhere`, the same on all ranks."""
+    norms = z.new_zeros(2)
+    for i, x in enumerate((z, w)):
+        for part in _parts(x):
+            norms[i] = torch.maximum(norms[i], torch.linalg.vector_norm(part, dim=1).max())
+    norms = norms.nan_to_num(nan=torch.inf, posinf=torch.inf)
+    if everywhere:
+        norms = distributed.max(norms)
+    bounds = norms.tolist()
+    for name, bound in zip(("embeddings", "prototypes"), bounds, strict=True):
+        if bound == math.inf:
             raise ValueError(f"the {name} hold numbers that are not finite (NaN or infinity), or too large to multiply")
-        bound *= norm
-    return bound
+    return math.prod(bounds)
 
 
 def _parts(x: Tensor) -> Iterator[Tensor]:

@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prototile import distributed
-from prototile.assignments import fused, naive
+from prototile.assignments import fused, naive, sharded
 from prototile.assignments.coupled import CrossEntropy, CrossEntropyAndColumnSums, Problem
 from prototile.assignments.decoupled import CrossEntropyByRows
 from prototile.assignments.lazy import Assignments
@@ -24,6 +24,8 @@ def cross_entropy(student: Assignments, targets: Assignments, pairs: Pairs) -> F
     (`scratch_budget`), beside the gradients themselves.
     """
     _check(student, targets, pairs)
+    if student.shard is not None:
+        return _sharded(student, targets, pairs, marginal=False)[0]
     if fuses(student.embeddings):
         return fused.cross_entropy(student, targets, pairs)
     return _cross_entropy(student, targets, pairs)
@@ -45,9 +47,25 @@ def cross_entropy_and_mean(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " k"]]:
     """`cross_entropy` and `student.mean()` in one pass, for methods that penalise the marginal (MSN, PMSN)."""
     _check(student, targets, pairs)
+    if student.shard is not None:
+        return _sharded(student, targets, pairs, marginal=True)
     compute = fused.cross_entropy_and_sums if fuses(student.embeddings) else _cross_entropy_and_sums
     loss, sums = compute(student, targets, pairs)
     return loss, distributed.mean_rows(sums, len(student))
+
+
+@uncompiled
+def _sharded(
+    student: Assignments, targets: Assignments, pairs: Pairs, *, marginal: bool
+) -> tuple[Float[Tensor, ""], Float[Tensor, " k"]]:
+    """The cross-entropy and, where it is wanted, the mean assignment over the rows of all ranks."""
+    _check_offset(student)
+    if forced_backend() == "naive":
+        loss = naive.cross_entropy(student, targets, pairs)
+        return loss, student.mean() if marginal else loss.new_zeros(0)
+    problem = _sharded_problem(student, targets, pairs, marginal=marginal)
+    loss, sums = sharded.cross_entropy_and_column_sums(*student.differentiable(), problem)
+    return loss, sums / (problem.student.views * problem.student.images)
 
 
 @uncompiled
@@ -77,6 +95,22 @@ def _problem(student: Assignments, targets: Assignments, pairs: Pairs, *, mean: 
     )
 
 
+def _sharded_problem(student: Assignments, targets: Assignments, pairs: Pairs, *, marginal: bool) -> sharded.Problem:
+    assert student.shard is not None
+    logits, layout = student.everywhere(len(pairs.views[0]))
+    teacher, _ = targets.everywhere(len(pairs.views), student.dtype)
+    rows = pairs.row_weights(student.embeddings.detach().to(student.dtype))
+    return sharded.Problem(
+        student=logits,
+        teacher=teacher,
+        weights=pairs.table(rows),
+        rows=distributed.concatenate(rows, layout.counts),
+        layout=layout,
+        shard=student.shard,
+        marginal=marginal,
+    )
+
+
 def _check(student: Assignments, targets: Assignments, pairs: Pairs) -> None:
     for name, x, kind in (
         ("student", student, Assignments),
@@ -89,6 +123,11 @@ def _check(student: Assignments, targets: Assignments, pairs: Pairs) -> None:
     if student.num_prototypes != targets.num_prototypes:
         raise ValueError(
             f"the student has {student.num_prototypes} prototypes but the targets have {targets.num_prototypes}"
+        )
+    if student.shard != targets.shard:
+        raise ValueError(
+            "the student's and the targets' prototypes must be shared out over ranks alike, or neither of them: "
+            "see `Assignments.unsharded`"
         )
     for name, a, views in (("student", student, student_views), ("targets", targets, teacher_views)):
         if len(a) % views:

@@ -18,6 +18,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
 from prototile import kernels
@@ -53,12 +54,12 @@ def forced_backend() -> Backend | None:
     return _FORCED.get()
 
 
-def fuses(embeddings: Tensor) -> bool:
-    """Whether the fused kernels compute what is asked of these rows."""
+def fuses(embeddings: Tensor, products: torch.dtype | None = None) -> bool:
+    """Whether the fused kernels compute what is asked of these rows, with products in this dtype or autocast's."""
     forced = forced_backend()
     if forced is None:
-        return kernels.serve(embeddings)
-    if forced == "fused" and (reason := kernels.unsupported(embeddings)):
+        return kernels.serve(embeddings, products)
+    if forced == "fused" and (reason := kernels.unsupported(embeddings, products)):
         raise ValueError(f"the backend 'fused' cannot serve here: {reason}")
     return forced == "fused"
 

@@ -74,7 +74,7 @@ def sinkhorn(
     offset = torch.zeros_like(log_mass)
     for i in range(iterations):
         if i > 0:
-            potential = -_row_logsumexp_under(logits, offset)
+            potential = -row_logsumexp_under(logits, offset)
         total = distributed.logsumexp(column_logsumexp(logits, potential))
         offset = torch.where(total == -torch.inf, total, log_mass - total)  # out of every row's reach: closed
     return offset
@@ -101,7 +101,7 @@ def _scaled_columns(logits: Logits, mass: Tensor, iterations: int, potential: Te
     return column_scale.log()
 
 
-def _row_logsumexp_under(logits: Logits, offset: Tensor) -> Tensor:
+def row_logsumexp_under(logits: Logits, offset: Tensor) -> Tensor:
     """The rows' log-sum-exps with `offset` added to the logits, whatever its range."""
     out = logits.rows.new_empty(logits.views, logits.images)
     for start, stop in spans(logits.images, images_within(logits, _TILE_NUMBERS)):

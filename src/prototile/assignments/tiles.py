@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from prototile.assignments.scratch import Loan, borrow
+from prototile.distributed import Shard
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +30,11 @@ class Adjustment:
     bound: float
     winner: Int[Tensor, " n"] | None = None
     boost: float = 1.0
+
+    def of(self, shard: Shard) -> "Adjustment":
+        """Of a rank's prototypes; winners that others hold lie outside."""
+        winner = None if self.winner is None else self.winner - shard.start
+        return replace(self, scale=shard.cut(self.scale), winner=winner)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +52,7 @@ class Logits:
     shift: Float[Tensor, "n 1"] | None = None  # subtracted from every row, where its logits are wide
     widest: float = 0.0  # a bound of what is written, either way
     loan: Loan | None = None  # keeps the held products from being lent to others
+    products: torch.dtype | None = None  # in which kernels multiply
 
     @property
     def base(self) -> Float[Tensor, "n 1"]:
@@ -124,6 +131,7 @@ class Logits:
             best = torch.full_like(exponentials.total, -math.inf)
             for a, b in exponentials.tiles:
                 best = torch.maximum(best, exponentials.logits(a, b).amax(1))
+            best.clamp_(min=torch.finfo(best.dtype).min)  # a rank may hold none but closed prototypes
             shift.unflatten(0, (self.views, -1))[:, start:stop] = best.view(self.views, -1, 1)
         return replace(self, shift=shift, widest=0.0)  # every row's exponentials sum to between 1 and k
 

@@ -201,8 +201,10 @@ def cluster_health(
     """The health of one softmax; `window` takes this step in (none: the step alone).
 
     Three products of rows and prototypes and a look at all prototypes (`unique`, by index): with K = 65,536 of 256 dims
-    the latter is seconds on a CPU, so ask every hundred steps there; on a GPU neither is felt.
+    the latter is seconds on a CPU, so ask every hundred steps there; on a GPU neither is felt. Sharded prototypes are
+    gathered, for the length of the look.
     """
+    student, targets = student.unsharded(), targets.unsharded()
     window = Window(student.num_prototypes) if window is None else window
     predicted, wanted = _summed(student), _summed(targets)
     window.add(wanted.counts, wanted.mass)

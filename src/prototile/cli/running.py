@@ -103,7 +103,7 @@ def train(
         accelerator: auto, cpu or gpu
         devices: how many devices of this machine, or auto
         nodes: how many machines
-        strategy: auto, ddp or fsdp (which shares out the backbone)
+        strategy: auto, ddp or fsdp (which shares out backbones and prototypes)
         sync_batch_norm: batch norm over all ranks
         compile: compile the backbones with torch.compile
         seed: of weights, views and order

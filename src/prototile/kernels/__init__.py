@@ -6,6 +6,8 @@ Both are imported only where they can serve: Triton takes a second to import, an
 import importlib.util
 import logging
 import os
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,17 +19,31 @@ _reasons: dict[tuple[torch.device, int, int], str | None] = {}
 _said: set[str] = set()
 
 
-def serve(x: Tensor, *, exact: bool = False) -> bool:
-    """Whether the kernels should work on vectors like these; on a GPU where they do not, a log line says why, once.
+class Sums(NamedTuple):
+    """Per row or per prototype: the weights' sum, and those of weighted vectors and numbers where there are any."""
 
-    Products of float32 numbers are left to PyTorch, unless TF32 is allowed or an `exact` kernel is asked for: one with
-    sums of vectors has no room to hold them as three TF32 products.
+    total: Tensor
+    products: Tensor | None = None
+    extra: Tensor | None = None
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> "Sums":
+        products, extra = (None if x is None else function(x) for x in self[1:])
+        return Sums(function(self.total), products, extra)
+
+
+def serve(x: Tensor, products: torch.dtype | None = None, *, exact: bool = False) -> bool:
+    """Whether the kernels should work on vectors like these, with products in this dtype (or as autocast has it).
+
+    On a GPU where they do not, a log line says why, once. Products of float32 numbers are left to PyTorch, unless TF32
+    is allowed or an `exact` kernel is asked for: one with sums of vectors has no room to hold them as three TF32
+    products.
     """
     if x.device.type != "cuda" or x.dtype == torch.float64:
         return False
-    if not exact and products_dtype(x) == torch.float32 and not tf32_allowed():
+    products = products or products_dtype(x)
+    if not exact and products == torch.float32 and not tf32_allowed():
         return _say("products are in float32: autocast, or torch.backends.cuda.matmul.fp32_precision, allows others")
-    reason = unsupported(x)
+    reason = unsupported(x, products)
     return reason is None or _say(reason)
 
 
@@ -35,9 +51,9 @@ def tf32_allowed() -> bool:
     return torch.backends.cuda.matmul.fp32_precision == "tf32"  # type: ignore[attr-defined]
 
 
-def unsupported(x: Tensor) -> str | None:
+def unsupported(x: Tensor, products: torch.dtype | None = None) -> str | None:
     """Why the kernels cannot work on vectors like these; None where they can."""
-    key = x.device, x.shape[1], products_dtype(x).itemsize
+    key = x.device, x.shape[1], (products or products_dtype(x)).itemsize
     if key not in _reasons:  # a dictionary, not `functools.cache`: torch.compile looks in here
         _reasons[key] = _why_not(*key)
     return _reasons[key]

@@ -6,16 +6,15 @@ span of them; their sums are added up afterwards in a fixed order, so that resul
 
 import functools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from prototile.kernels import code, tf32_allowed
+from prototile.kernels import Sums, code, tf32_allowed
 
 _MOST_PARTS = 64
 _attend: Any = code.attend  # what Triton makes of functions has no type to check against
@@ -108,18 +107,6 @@ class Form:
             "ADJUSTED": self.scale is not None,
             "HAS_WINNER": self.winner is not None,
         }
-
-
-class Sums(NamedTuple):
-    """Per query: the weights' sum, and those of weighted vectors and numbers where there are any."""
-
-    total: Tensor
-    products: Tensor | None = None
-    extra: Tensor | None = None
-
-    def each(self, function: Callable[[Tensor], Tensor]) -> "Sums":
-        products, extra = (None if x is None else function(x) for x in self[1:])
-        return Sums(function(self.total), products, extra)
 
 
 def attend(

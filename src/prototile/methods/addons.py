@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from prototile import distributed
 from prototile.heads import Prototypes
 from prototile.regularizers import (
     EffectiveEntropy,
@@ -57,7 +58,7 @@ class AddOn(nn.Module):
         if self.of == "prototypes":
             if not prototypes:
                 raise ValueError(f"{self.name} is for methods with prototypes, and this one has none")
-            yield from (each.vectors for each in prototypes)
+            yield from (distributed.whole(each.vectors) for each in prototypes)
         elif self.of == "features":
             yield from features
         else:
@@ -65,7 +66,10 @@ class AddOn(nn.Module):
 
 
 def koleo_proto(weight: float = 0.1, *, partition: int | None = 2048) -> AddOn:
-    """Spreads prototypes, so that no two become the same (Govindarajan et al. 2024, equation 5)."""
+    """Spreads prototypes, so that no two become the same (Govindarajan et al. 2024, equation 5).
+
+    Where they are shared out over ranks, each gathers all of them, K x d numbers, for the length of a step.
+    """
     return AddOn("koleo_proto", KoLeo(partition=partition), "prototypes", weight)
 
 

@@ -36,8 +36,8 @@ class Clusters:
 
     @property
     def prototypes(self) -> Float[Tensor, "k d"]:
-        """The student's, as unit vectors."""
-        return normalize(self.student.prototypes)
+        """The student's of all ranks, as unit vectors."""
+        return normalize(self.student.unsharded().prototypes)
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ class Prototypical(Method):
         for prototypes in self.student.prototypes[:1]:
             centers = spherical_kmeans(torch.cat(rows)[: self.kmeans_images], len(prototypes.vectors))
             for each in (prototypes, *network.prototypes[:1]):
-                each.vectors.copy_(centers)
+                each.vectors.copy_(distributed.like(centers.to(each.vectors.dtype), each.vectors))
 
     def check(self, augmentation: Augmentation) -> None:
         groups = augmentation.groups

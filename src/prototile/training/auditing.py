@@ -35,12 +35,15 @@ class EpochAudits(pl.Callback):
         assert isinstance(pl_module, Training)
         epoch = trainer.current_epoch + 1
         found = prototypes_of(pl_module.method)
-        if not found or not trainer.is_global_zero or (epoch % self._every and epoch != trainer.max_epochs):
+        if not found or (epoch % self._every and epoch != trainer.max_epochs):
+            return
+        weights = {kind: prototypes.weights().detach() for kind, prototypes in found.items()}  # all ranks have a part
+        if not trainer.is_global_zero:
             return
         audited: dict[str, Any] = {}
-        for kind, prototypes in found.items():
-            if bool(prototypes.vectors.isfinite().all()):  # else the guard stops the run, and says why
-                audited[kind] = audit_prototypes(prototypes.weights().detach()).as_dict()
+        for kind, prototypes in weights.items():
+            if bool(prototypes.isfinite().all()):  # else the guard stops the run, and says why
+                audited[kind] = audit_prototypes(prototypes).as_dict()
                 del audited[kind]["cover"]
         said = {"epoch": epoch, "step": trainer.global_step, "prototypes": audited}
         said["clusters"] = {} if self._monitor is None else self._monitor.spreads()

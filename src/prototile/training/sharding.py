@@ -2,7 +2,12 @@
 
 single       one process
 ddp          every rank holds the whole method; gradients are averaged
-fsdp         every rank holds a part of the backbones' parameters and of their optimiser state (FSDP2)
+fsdp         every rank holds a part of the backbones' parameters (FSDP2) and some of the prototypes, with their
+             gradients and optimiser states; all else whole
+
+With fsdp, a backbone's layers are gathered when their turn comes. Prototypes are not: the embeddings of all ranks are,
+which are small, and sums over prototypes are summed over ranks (`prototile.assignments.sharded`). Who compares
+prototypes with each other does gather them: KoLeo-proto in every step, the monitor and audits where they look.
 """
 
 from collections.abc import Mapping
@@ -16,6 +21,7 @@ from torch.optim import Optimizer
 
 from prototile import distributed
 from prototile.backbones import Backbone
+from prototile.heads import Prototypes
 from prototile.training.module import Training
 
 
@@ -29,11 +35,11 @@ def strategy(name: Literal["auto", "ddp", "fsdp"], ranks: int) -> Strategy | str
 
 
 class Sharded(DDPStrategy):
-    """Backbones in parts, layer by layer (`fully_shard`), of student and teacher alike; all else whole on every rank.
+    """Backbones in parts, layer by layer (`fully_shard`), and prototypes by rows; all else whole on every rank.
 
-    Student and teacher are cut alike, so that a moving average is one of each rank's parts. Heads and prototypes, which
-    losses see as matrices, stay whole: their gradients are averaged after every backward. Checkpoints hold whole
-    tensors, the same file as other strategies write.
+    Student and teacher are cut alike, so that a moving average is one of each rank's parts. What stays whole, such as
+    projectors, has its gradients averaged after every backward. Checkpoints hold whole tensors, the same file as other
+    strategies write.
     """
 
     def configure_ddp(self) -> None:
@@ -43,6 +49,9 @@ class Sharded(DDPStrategy):
             distributed.broadcast_(module.parameters())
         for network in module.method.backbones:
             _shard_(network)
+        for part in module.method.modules():
+            if isinstance(part, Prototypes):
+                part.split_()
         self._whole = [p for p in module.parameters() if p.requires_grad and not distributed.is_sharded(p)]
 
     def teardown(self) -> None:

@@ -15,6 +15,8 @@ from prototile.assignments.fused.api import (
     cross_entropy,
     cross_entropy_and_sums,
     hard,
+    over_prototypes,
+    over_rows,
     row_logsumexp,
     sinkhorn,
 )
@@ -25,6 +27,8 @@ __all__ = [
     "cross_entropy",
     "cross_entropy_and_sums",
     "hard",
+    "over_prototypes",
+    "over_rows",
     "row_logsumexp",
     "sinkhorn",
 ]

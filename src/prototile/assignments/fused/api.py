@@ -7,6 +7,8 @@ from torch import Tensor
 
 from prototile import distributed
 from prototile.assignments.pairs import Pairs
+from prototile.assignments.tiles import Logits
+from prototile.kernels import Sums
 from prototile.precision import products_dtype
 
 if TYPE_CHECKING:
@@ -56,6 +58,33 @@ def sinkhorn(assignments: "Assignments", log_mass: Tensor, iterations: int, pote
     return offset
 
 
+def over_rows(
+    logits: Logits, *, subtract: Tensor, values: Tensor | None, extra: Tensor | None, gain: Tensor | None
+) -> Sums:
+    """See `passes.over_rows`."""
+    sides = _sides()
+    side = sides.Side.of_logits(logits)
+    values = side.prototypes if values is logits.prototypes else side.as_values(values)
+    return sides.over_rows(side, subtract=subtract - logits.peak[:, 0], values=values, extra=extra, gain=gain)
+
+
+def over_prototypes(
+    logits: Logits,
+    *,
+    subtract: Tensor,
+    values: Tensor | None,
+    extra: Tensor | None,
+    gain: Tensor | None,
+    alpha: Tensor | None,
+) -> Sums:
+    """See `passes.over_prototypes`."""
+    sides = _sides()
+    side = sides.Side.of_logits(logits)
+    values = side.rows if values is logits.rows else side.as_values(values)
+    subtract = subtract - logits.peak[:, 0]
+    return sides.over_prototypes(side, subtract=subtract, values=values, extra=extra, gain=gain, alpha=alpha)
+
+
 def _loss(student: "Assignments", targets: "Assignments | None", pairs: Pairs, *, mean: bool) -> tuple[Tensor, Tensor]:
     z, w, offset = student.embeddings, student.prototypes, student.offset
     dtype = products_dtype(z, w)
@@ -80,6 +109,12 @@ def _ops():
     from prototile.assignments.fused import ops  # with Triton, which takes a second
 
     return ops
+
+
+def _sides():
+    from prototile.assignments.fused import sides
+
+    return sides
 
 
 def _operands(assignments: "Assignments") -> tuple[Tensor, Tensor]:

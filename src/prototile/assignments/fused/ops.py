@@ -22,7 +22,7 @@ from torch import Tensor
 
 from prototile.assignments.fused import sides
 from prototile.assignments.fused.sides import Side
-from prototile.kernels.launch import Sums
+from prototile.kernels import Sums
 from prototile.precision import no_autocast
 
 
@@ -154,7 +154,9 @@ def _gradients(
     wants_offset: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     nothing = rows.new_empty(0)
-    grad_sums = None if grad_sums is None else grad_sums.contiguous()  # what autograd expanded has no numbers of its own
+    grad_sums = (
+        None if grad_sums is None else grad_sums.contiguous()
+    )  # what autograd expanded has no numbers of its own
     grad_z = direction * grad if wants_rows else nothing
     alpha, temperature = grad * (weights.sum(0)[:, None] * rows).flatten(), student.temperature
     if grad_sums is not None:
@@ -173,11 +175,11 @@ def _gradients(
         gain=None if grad_sums is None else grad_sums / temperature,
     )
     if teacher is not None:
-        half = torch.float32 if teacher.rows.dtype == torch.float32 else torch.bfloat16  # float16 has no such range
+        taught = teacher.as_values(grad * _taught(student, weights, rows)) if wants_prototypes else None
         into = sides.over_prototypes(
             teacher,
             subtract=teacher_log_z,
-            values=(grad * _taught(student, weights, rows)).to(half) if wants_prototypes else None,
+            values=taught,
             extra=-grad * (weights.sum(1)[:, None] * rows).flatten() if wants_offset else None,
             into=into,
         )

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from prototile.assignments.tiles import widest_logit
-from prototile.kernels import launch
-from prototile.kernels.launch import Form, Sums
+from prototile.assignments.tiles import Logits, widest_logit
+from prototile.kernels import Sums, launch
+from prototile.kernels.launch import Form
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +48,23 @@ class Side:
             assert offset is not None
             return replace(side, offset=offset.float().reshape(1, -1), scale=scale.float().contiguous())
         return side if offset is None else side.under(offset.detach())
+
+    @classmethod
+    def of_logits(cls, logits: Logits) -> "Side":
+        """From what other backends read; `Logits.peak` is left to who subtracts."""
+        dtype, adjustment = logits.products or torch.float32, logits.adjustment
+        side = cls(logits.rows.to(dtype).contiguous(), logits.prototypes.to(dtype).contiguous(), 1.0)
+        side = replace(side, offset=None if logits.offset is None else logits.offset.float())
+        if adjustment is None:
+            return side
+        scale = adjustment.scale.float().contiguous()
+        return replace(side, scale=scale, winner=adjustment.winner, bound=adjustment.bound, boost=adjustment.boost)
+
+    def as_values(self, x: Tensor | None) -> Tensor | None:
+        """What is multiplied with weights: bfloat16 where operands are half precision, for float16 lacks the range."""
+        if x is None:
+            return None
+        return x.to(torch.float32 if self.rows.dtype == torch.float32 else torch.bfloat16).contiguous()
 
     def under(self, offset: Tensor) -> "Side":
         """With this as the offset, one row for all views or one row each."""
