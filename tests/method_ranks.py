@@ -1,5 +1,6 @@
 """A method's training steps as one of several ranks, for tests that two ranks equal one."""
 
+from copy import deepcopy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,7 @@ def training(
 ) -> dict[str, Tensor]:
     """Loss, parameters and state after some whole steps; with `options`, prototypes are split over ranks."""
     torch.manual_seed(1)
-    made = FIXED.get(name, {}) | (options or {})
+    made = FIXED.get(name, {}) | deepcopy(options or {})  # what came from another process may lie in shared memory
     if "queue" in made:
         made["queue"] //= world
     method = synced(CASES[name].make(**made)).double()

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from prototile import distributed
+
 
 class LARS(Optimizer):
     """Layer-wise adaptive rate scaling as in VICReg's, DINO's and ExCB's code (You et al. 2017).
@@ -45,7 +47,7 @@ class LARS(Optimizer):
             step = gradient
             if not (group["exclude_vectors"] and p.ndim == 1):
                 step = step + group["weight_decay"] * p
-                norms = p.norm(), step.norm()
+                norms = _norm(p), _norm(step)
                 ratio = group["eta"] * norms[0] / norms[1]
                 step = step * torch.where((norms[0] > 0) & (norms[1] > 0), ratio, torch.ones_like(ratio))
             p.sub_(group["lr"] * _momentum(self.state[p], step, group["momentum"]))
@@ -78,7 +80,7 @@ class LARC(Optimizer):
     def step(self, closure=None):  # type: ignore[override]
         loss = _evaluated(closure)
         for group, p, gradient in _with_gradient(self.param_groups):
-            norms, decay = (p.norm(), gradient.norm()), group["weight_decay"]
+            norms, decay = (_norm(p), _norm(gradient)), group["weight_decay"]
             ratio = group["eta"] * norms[0] / (norms[1] + decay * norms[0] + group["eps"])
             if group["clip"]:
                 ratio = (ratio / group["lr"]).clamp(max=1)
@@ -120,6 +122,11 @@ def _evaluated(closure):
         return None
     with torch.enable_grad():
         return closure()
+
+
+def _norm(x: Tensor) -> Tensor:
+    """Of all of it, where ranks have parts."""
+    return distributed.whole(x.norm())
 
 
 def _with_gradient(groups: list[dict[str, Any]]) -> Iterable[tuple[dict[str, Any], Tensor, Tensor]]:
