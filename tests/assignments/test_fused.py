@@ -423,6 +423,21 @@ def test_what_the_kernels_cannot_do():
         Assignments(unit(3, 8).to(DEVICE), unit(5, 8).to(DEVICE), 0.1).mean()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_kernels_are_tried_before_they_serve(dtype, monkeypatch):
+    """Where they fail or are wrong on a few vectors, plain PyTorch serves."""
+    device, usual = torch.device(DEVICE), launch.attend
+    assert launch.trial(device, 64, dtype) is None
+    monkeypatch.setattr(launch, "attend", lambda *a, **k: usual(*a, **k).each(lambda x: 1.1 * x))
+    assert "wrong numbers" in str(launch.trial(device, 64, dtype))
+
+    def fail(*_, **__):
+        raise RuntimeError("out of resource: shared memory\nand more")
+
+    monkeypatch.setattr(launch, "attend", fail)
+    assert launch.trial(device, 64, dtype) == "Triton fails here (RuntimeError: out of resource: shared memory)"
+
+
 def test_a_fallback_is_said_once(caplog, monkeypatch, unchecked):
     monkeypatch.setattr(kernels, "_reasons", {})
     monkeypatch.setattr(kernels, "_said", set())

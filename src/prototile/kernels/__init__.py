@@ -15,7 +15,7 @@ from torch import Tensor
 from prototile.precision import products_dtype
 
 _log = logging.getLogger(__name__)
-_reasons: dict[tuple[torch.device, int, int], str | None] = {}
+_reasons: dict[tuple[torch.device, int, torch.dtype], str | None] = {}
 _said: set[str] = set()
 
 
@@ -53,15 +53,15 @@ def tf32_allowed() -> bool:
 
 def unsupported(x: Tensor, products: torch.dtype | None = None) -> str | None:
     """Why the kernels cannot work on vectors like these; None where they can."""
-    key = x.device, x.shape[1], (products or products_dtype(x)).itemsize
+    key = x.device, x.shape[1], products or products_dtype(x)
     if key not in _reasons:  # a dictionary, not `functools.cache`: torch.compile looks in here
         _reasons[key] = _why_not(*key)
     return _reasons[key]
 
 
-def _why_not(device: torch.device, dims: int, itemsize: int) -> str | None:
+def _why_not(device: torch.device, dims: int, products: torch.dtype) -> str | None:
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if itemsize > 4:
+    if products == torch.float64:
         return "they compute in float32 at most, and these numbers are float64"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
@@ -71,9 +71,9 @@ def _why_not(device: torch.device, dims: int, itemsize: int) -> str | None:
         return f"{torch.cuda.get_device_name(device)} is older than Ampere"
     from prototile.kernels import launch
 
-    if not launch.fits(device, dims, itemsize):
+    if not launch.fits(device, dims, products.itemsize):
         return f"vectors of {dims} dims do not fit its shared memory"
-    return None
+    return launch.trial(device, dims, products)
 
 
 def _say(reason: str) -> bool:

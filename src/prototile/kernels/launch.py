@@ -214,6 +214,32 @@ def _largest(
     return best, where
 
 
+@torch.no_grad()
+def trial(device: torch.device, dims: int, dtype: torch.dtype) -> str | None:
+    """The kernels on a few vectors, beside plain PyTorch: what is wrong with them there, if anything is."""
+    generator = torch.Generator().manual_seed(0)
+    q, k = (
+        torch.nn.functional.normalize(torch.randn(count, dims, generator=generator), dim=1).to(device, dtype)
+        for count in (70, 150)
+    )
+    try:
+        sums = attend(q, k, Form(10.0), by_rows=True, values=k)
+        top, where = largest(q, k, Form(1.0))
+    except Exception as error:  # of Triton, of its compiler, of the driver
+        return f"Triton fails here ({type(error).__name__}: {str(error).strip().partition(chr(10))[0]})"
+    cosines = q.double() @ k.double().T
+    weights = (10 * cosines).exp()
+    assert sums.products is not None
+    pairs = (
+        (sums.total, weights.sum(1)),
+        (sums.products, weights @ k.double()),
+        (top, cosines.amax(1)),
+        (cosines.gather(1, where[:, None])[:, 0], cosines.amax(1)),
+    )
+    error = max(float((x.double() - y).abs().max() / y.abs().max()) for x, y in pairs)
+    return None if error < 2e-2 else f"they give wrong numbers on this device (deviation {error:.1e})"
+
+
 def _parts(queries: int, keys: int, chosen: Tiles, device: torch.device) -> tuple[int, int]:
     """Among how many programs the keys of a block are shared, and how many of them each has."""
     blocks, most = max(1, math.ceil(queries / chosen.queries)), max(1, math.ceil(keys / chosen.keys))
