@@ -4,13 +4,29 @@ import pytest
 import torch
 from torch import Tensor
 
+import sharded_cases
 from method_cases import CLUSTERING
 from method_ranks import prepared, training
+from prototile.distributed import shard_of
 from prototile.methods import koleo_proto
 from prototile.schedules import Constant
 from prototile.training.optimization import Optimization, Special
 from ranks import RankPool
-from sharded_cases import CASES, a_few, parts, said, single_precision, unlike_losses
+from sharded_cases import (
+    CASES,
+    K,
+    a_few,
+    explicit_balancing,
+    no_rows,
+    offsets,
+    parts,
+    prototypes,
+    reductions,
+    said,
+    single_precision,
+    sinkhorn_of_wide_logits,
+    unlike_losses,
+)
 
 
 @pytest.fixture(params=[2, 4])
@@ -48,6 +64,18 @@ def test_shards_equal_the_whole(case, ranks: RankPool):
             atol=1e-11,
             msg=lambda text, name=name: f"{name}: {text}",
         )
+
+
+@pytest.mark.parametrize("case", [offsets, explicit_balancing, reductions, sinkhorn_of_wide_logits, no_rows])
+def test_a_rank_alone(case, monkeypatch: pytest.MonkeyPatch):
+    """With all prototypes as its part."""
+    expected = case(0, 1)
+    monkeypatch.setattr(
+        sharded_cases, "prototypes", lambda *given, **named: (prototypes(*given, **named)[0], shard_of(K))
+    )
+    found = case(0, 1)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-11)
 
 
 def test_single_precision(four_ranks: RankPool):
