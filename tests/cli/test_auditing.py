@@ -1,6 +1,7 @@
 """`prototile audit` and `prototile export`, as a user runs them."""
 
 import json
+import shutil
 
 import numpy as np
 import onnxruntime
@@ -16,10 +17,12 @@ from prototile.cli.encoding import crop_of, encoded, views_of
 from prototile.data import Arrays
 from prototile.data.subsets import some_of
 from prototile.evaluation import Crop
+from prototile.evaluation.records import FILE, append
 from prototile.evaluation.stored import weights_hash
 from prototile.priors import FromCounts, PowerLaw, Uniform
 from prototile.training import Monitor
 from prototile.training.auditing import EpochAudits
+from record_cases import several
 from training_cases import SIDE, train
 
 CPU = torch.device("cpu")
@@ -64,7 +67,16 @@ def test_without_images(run, tmp_path, capsys):
 
 def test_a_run_gets_its_page_itself(run):
     assert command("audit", run.folder, "--no-maps") == 0
-    assert (run.folder / "report.html").is_file()
+    assert "What the features are worth" not in (run.folder / "report.html").read_text()
+
+
+def test_the_page_of_a_run_has_its_evaluations(run, tmp_path):
+    folder = shutil.copytree(run.folder, tmp_path / "run")
+    append(folder / FILE, *several())
+    assert command("audit", folder, run.folder, "--no-maps", "--out", tmp_path / "a") == 0
+    page = (tmp_path / "a" / "report.html").read_text()
+    assert "What the features are worth" in page
+    assert "<b>60.00 %</b>" in page
 
 
 def test_with_images(run, images, tmp_path, capsys):

@@ -315,6 +315,10 @@ def test_comparing(run, dino, tmp_path, capsys):
     assert f"has records of dino.pth, other.pth: say of which, {file}:dino.pth" in capsys.readouterr().err
     again = compare_files(f"{file}:dino.pth", f"{file}:other.pth")
     assert [str(x) for x in again] == said
+    page = tmp_path / "pages" / "compared.html"
+    assert main(["evaluate", "--compare", f"{file}:dino.pth", f"{file}:other.pth", "--report", str(page)]) == 0
+    assert f"The page: {page}" in capsys.readouterr().out
+    assert f"{file}:other.pth is better than {file}:dino.pth in " in page.read_text()
     with pytest.raises(ValueError, match="has no records of third"):
         compare_files(f"{file}:third", file)
     append(tmp_path / "c.jsonl", Record("svm", "mAP", 0.5, 3, checkpoint={"name": "c"}))
@@ -353,6 +357,21 @@ def test_more_wrong_words(unchecked, dino, tmp_path, capsys):
         prototile.evaluate(dino, data="handwriting", sedes=(1,))
     with pytest.raises(ValueError, match="groups must be one of"):
         prototile.evaluate(dino, data="handwriting", groups="all")
+
+
+def test_records_become_a_page(run, dino, tmp_path, capsys):
+    page = tmp_path / "pages" / "page.html"
+    assert run(dino, "--protocol", "knn", "probe", "--report", page) == 0
+    assert f"The page: {page}" in capsys.readouterr().out
+    text = page.read_text()
+    nearest, _ = read(tmp_path / "e.jsonl")
+    assert f"<b>{100 * nearest.value:.2f} %</b>" in text
+    assert "What the features of dino.pth are worth" in text
+
+
+def test_a_page_needs_a_name(unchecked, dino, tmp_path, capsys):
+    assert main(["evaluate", dino, "--data", "handwriting", "--report", str(tmp_path)]) == 2
+    assert f"name the page to write, --report {tmp_path / 'evaluations.html'}" in capsys.readouterr().err
 
 
 def test_help_names_every_protocol(capsys):

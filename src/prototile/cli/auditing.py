@@ -43,6 +43,7 @@ from prototile.cli.encoding import (
 from prototile.data import Source, open_source
 from prototile.data.subsets import some_of
 from prototile.evaluation import Stored
+from prototile.evaluation.records import FILE, Record, read
 from prototile.priors import FromCounts, PowerLaw, Prior, Uniform
 from prototile.reports.audit import Epoch, Pictures, Sheet, neighbor_sheets, render_audit, table
 
@@ -62,6 +63,7 @@ class Audited:
     epochs: Sequence[Epoch] = ()
     facts: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
     images: Tensor | None = None  # the numbers, in the data, of those that could be read
+    records: Sequence[Record] = ()  # of the run's evaluations
 
     @property
     def page(self) -> str:
@@ -117,6 +119,7 @@ def audit_checkpoint(
             maps=_maps_of_prototypes(imported, prototypes, seed) if maps else {},
         ),
         epochs=epochs_of(Path(path)),
+        records=read(Path(path) / FILE) if (Path(path) / FILE).is_file() else (),
         facts=_facts(imported, tau, told=temperature is not None or imported.temperature is not None),
     )
     if source is None:
@@ -214,6 +217,7 @@ def _page(audited: Sequence[Audited], comparison: Comparison | None) -> str:
         epochs_of_run=first.epochs,
         sheets=first.sheets,
         facts=first.facts,
+        evaluated=[each.records for each in audited],
     )
 
 
