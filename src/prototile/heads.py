@@ -40,11 +40,13 @@ class Prototypes(nn.Module):
     (Govindarajan et al. 2023; the constant $\log C_d(0)$ is left out, a softmax does not see it); it needs gains
     that can differ.
 
+    With `bias` each score has a number of its own added, before it is divided by the temperature (lightly's SwAV).
+
     Embeddings are L2-normalised here. Directions start from a truncated normal; their gradient is orthogonal to them
     where a gain is kept. `directions` are what diagnostics and KoLeo-proto look at, whatever the gain.
     """
 
-    def __init__(self, dims: int, num_prototypes: int, *, gain: str = "one", vmf: bool = False):
+    def __init__(self, dims: int, num_prototypes: int, *, gain: str = "one", vmf: bool = False, bias: bool = False):
         super().__init__()
         if num_prototypes < 1 or dims < 1:
             raise ValueError(f"there must be at least one prototype and one dim, got {num_prototypes} and {dims}")
@@ -55,20 +57,27 @@ class Prototypes(nn.Module):
         self.vmf = vmf
         self.vectors = nn.Parameter(nn.init.trunc_normal_(torch.empty(num_prototypes, dims), std=0.02))
         self.gain = nn.Parameter(torch.ones(num_prototypes, 1)) if gain == "learned" else None
+        self.bias = nn.Parameter(torch.zeros(num_prototypes)) if bias else None
         self.normalized = gain != "free"
         if not self.normalized:
             self.renormalize_()
 
     def forward(self, embeddings: Float[Tensor, "n d"], temperature: float, *, frozen: bool = False) -> Assignments:
         """The assignments of these rows; `frozen` makes prototypes constants in it."""
-        weights = self.weights()
-        weights = weights.detach() if frozen else weights
-        offset = None
-        if self.vmf:
-            kappa = torch.linalg.vector_norm(wide(weights), dim=-1) / temperature
-            dims = weights.shape[1]
-            offset = (log_normalizer(kappa, dims) - log_normalizer_at_zero(dims)).to(wide(weights).dtype)
+        weights, offset = self.weights(), self.offset(temperature)
+        if frozen:
+            weights, offset = weights.detach(), None if offset is None else offset.detach()
         return Assignments(normalize(embeddings), weights, temperature, offset)
+
+    def offset(self, temperature: float) -> Float[Tensor, " k"] | None:
+        """What is added to logits of this temperature: the bias, and vMF's normaliser."""
+        own = None if self.bias is None else wide(self.bias) / temperature
+        if not self.vmf:
+            return own
+        weights = wide(self.weights())
+        kappa, dims = torch.linalg.vector_norm(weights, dim=-1) / temperature, weights.shape[1]
+        found = (log_normalizer(kappa, dims) - log_normalizer_at_zero(dims)).to(weights.dtype)
+        return found if own is None else found + own
 
     def weights(self) -> Float[Tensor, "k d"]:
         """The prototypes, with their norms."""

@@ -4,7 +4,7 @@ n rows, d dims, k prototypes.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from jaxtyping import Float
@@ -20,15 +20,12 @@ Choice = Literal["evaluated", "teacher", "student"]
 
 class ImportedHead(nn.Module):
     """A projector and prototypes as a file holds them: `projector` leads from features to raw embeddings, which the
-    prototypes see L2-normalised; it is None where the file has none. `bias` is added to scores where a project has one
-    (lightly's SwAV).
+    prototypes see L2-normalised; it is None where the file has none.
     """
 
-    def __init__(self, projector: nn.Module | None, prototypes: Prototypes, bias: Float[Tensor, " k"] | None = None):
+    def __init__(self, projector: nn.Module | None, prototypes: Prototypes):
         super().__init__()
         self.projector, self.prototypes = projector, prototypes
-        self.register_buffer("bias", bias)
-        self.bias: Tensor | None
 
     def forward(self, features: Float[Tensor, "n d"], temperature: float) -> Assignments:
         if self.projector is None:
@@ -37,16 +34,12 @@ class ImportedHead(nn.Module):
 
     def assignments(self, embeddings: Float[Tensor, "n d"], temperature: float) -> Assignments:
         """The project's own softmax over prototypes, of rows that the projector has made."""
-        found = self.prototypes(embeddings, temperature)
-        if self.bias is None:
-            return found
-        own = 0 if found.offset is None else found.offset
-        return replace(found, offset=self.bias / temperature + own)
+        return self.prototypes(embeddings, temperature)
 
     def scores(self, embeddings: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
         """What the project's softmax sees before it divides by a temperature, of rows that the projector has made."""
         found = normalize(embeddings) @ self.prototypes.weights().T
-        return found if self.bias is None else found + self.bias
+        return found if self.prototypes.bias is None else found + self.prototypes.bias
 
 
 @dataclass(frozen=True)
