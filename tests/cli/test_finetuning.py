@@ -6,13 +6,18 @@ import numpy as np
 import pytest
 import torch
 
+from evaluation_cli_cases import resnet_checkpoint
 from finetuning_cases import RESNET, SIZE, VIT, checkpoint, vit_recipe
 from prototile.backbones import ViT
 from prototile.checkpoints import load
+from prototile.cli.auditing import audit_checkpoint
+from prototile.cli.encoding import crop_of
+from prototile.cli.evaluating import evaluate
 from prototile.cli.finetuning import finetune_checkpoint
 from prototile.cli.main import main
 from prototile.data import handwriting
 from prototile.training.checkpointing import read
+from prototile.training.continuing import restore
 
 QUICK = {"accelerator": "cpu", "workers": 0, "print_every": 10_000}
 
@@ -56,6 +61,29 @@ def test_what_was_fine_tuned_is_a_checkpoint(vit, tmp_path):
     before = load(vit).backbone
     assert isinstance(before, ViT)
     assert not torch.equal(found.vit.cls_token, before.vit.cls_token)
+    for path in (tmp_path / "seed-0", tmp_path / "seed-0" / "checkpoints" / "last.ckpt"):
+        weights = load(path).backbone.state_dict()
+        assert all(torch.equal(x, weights[name]) for name, x in found.state_dict().items())
+        assert crop_of(load(path), path).size == SIZE
+        assert audit_checkpoint(path, maps=False).audit.prototypes == {}
+        with pytest.raises(ValueError, match=r"does not tell its method: say which one shall go on"):
+            restore(path)
+        restored = restore(path, method="simclr", options={"hidden": 8, "bottleneck": 4})
+        assert torch.equal(restored.method.student.backbone.vit.cls_token, found.vit.cls_token)
+        assert (restored.rebuilt, restored.optimizer, restored.optimization) == (("projector",), None, None)
+    (probed,) = evaluate(tmp_path / "seed-0", data="handwriting", protocols=["probe"], workers=0, cache=tmp_path)
+    assert probed.value > 0.2
+    with pytest.raises(ValueError, match=f"or {tmp_path / 'seed-0'}, a run that is in it"):
+        load(tmp_path)
+
+
+def test_what_others_have_made_is_a_checkpoint_when_it_is_fine_tuned(tmp_path):
+    """Although their files do not say how to build their networks."""
+    options = {"settings": {"epochs": 1, "batch": 50, "size": 16}, **QUICK}
+    finetune_checkpoint(resnet_checkpoint(tmp_path), data="handwriting", out=tmp_path / "run", **options)
+    run = tmp_path / "run" / "seed-0"
+    weights = [load(path).backbone.state_dict() for path in (run / "model", run / "checkpoints" / "last.ckpt")]
+    assert all(torch.equal(x, weights[1][name]) for name, x in weights[0].items())
 
 
 def test_a_list_of_images(vit, tmp_path):

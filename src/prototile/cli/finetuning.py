@@ -16,6 +16,7 @@ from prototile.cli.encoding import crop_of
 from prototile.cli.running import usual_test
 from prototile.data import Source, named, open_source, stratified
 from prototile.evaluation.stored import fingerprint, weights_hash
+from prototile.training.continuing.described import describe
 from prototile.training.finetuning import RECIPES, FineTuned, Recipe, finetune, first_layer
 from prototile.training.finetuning import recipe as published
 from prototile.training.finetuning.running import RECORD
@@ -65,7 +66,7 @@ def finetune_checkpoint(
     if validation is not None or validation_split is not None:
         judged = open_source(validation or data, validation_split)
     weights = weights_hash(backbone)
-    described = _described(imported)
+    described = _described(imported) or describe(backbone)
     config = {"weights": weights, "network": network, "data": data, "split": split, "subset_seed": subset_seed}
     about = {
         "checkpoint": Path(path).resolve().name,
