@@ -16,6 +16,8 @@ from prototile.cli.evaluating import evaluate
 from prototile.cli.finetuning import finetune_checkpoint
 from prototile.cli.main import main
 from prototile.data import handwriting
+from prototile.evaluation import records
+from prototile.reports.evaluations import by_checkpoint, render_evaluations
 from prototile.training.checkpointing import read
 from prototile.training.continuing import restore
 
@@ -33,7 +35,7 @@ def test_from_a_command_line(vit, tmp_path, capsys):
     assert main(words.split()) == 0
     record = json.loads((tmp_path / "finetuned.json").read_text())
     said = capsys.readouterr()
-    assert f"the record is {tmp_path / 'finetuned.json'}" in said.out
+    assert f"the record is {tmp_path / 'finetuned.json'}, and a line of {vit / 'evaluations.jsonl'}" in said.out
     assert said.out.startswith("semi-vicreg-10: top1 ")
     assert "epoch 2, test: top1 " in said.err
     assert (record["recipe"], record["seeds"], record["n"], record["train_images"]) == (
@@ -49,6 +51,27 @@ def test_from_a_command_line(vit, tmp_path, capsys):
     labels = handwriting().labels
     assert labels is not None
     assert record["train_images"] == sum(max(1, round(0.1 * n)) for n in np.bincount(labels))
+
+
+def test_the_record_is_one_of_the_evaluations(tmp_path):
+    """Once, although the call is resumed; beside those of frozen features, for the same images."""
+    options = {"data": "handwriting", "settings": {"epochs": 1, "batch": 50, "size": 16}, **QUICK}
+    path, out = resnet_checkpoint(tmp_path), tmp_path / "out"
+    found = finetune_checkpoint(path, out=out, **options)
+    finetune_checkpoint(path, out=out, resume=True, **options)
+    (line,) = records.read(out / "evaluations.jsonl")
+    assert (line.protocol, line.value, line.values, line.seeds) == ("finetune, plain", found.value, found.values, (0,))
+    assert (line.data["name"], line.data["train"], line.data["test"], line.images) == ("handwriting", 1300, 497, 497)
+    (probed,) = evaluate(path, data="handwriting", protocols=["probe"], workers=0, cache=tmp_path, out=out)
+    assert line.checkpoint["weights"] == probed.checkpoint["weights"]
+    assert (line.checkpoint["name"], line.checkpoint["layout"]) == ("resnet.pth", "SimSiam")
+    assert line.data["test hash"] == probed.data["test hash"]
+    assert line.versions["torch"] == torch.__version__
+    assert line.seconds > 0
+    page = render_evaluations(by_checkpoint(records.read(out / "evaluations.jsonl")))
+    assert page.count('<section id="data-') == 1
+    finetune_checkpoint(path, out=out, seeds=(1,), **options)
+    assert [x.seeds for x in records.read(out / "evaluations.jsonl")] == [(0,), (0,), (1,)]
 
 
 def test_what_was_fine_tuned_is_a_checkpoint(vit, tmp_path):

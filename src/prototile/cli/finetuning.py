@@ -10,11 +10,13 @@ from typing import Any, Literal, get_args
 import yaml
 from torch import nn
 
+from prototile import distributed
 from prototile.checkpoints import Imported, load
 from prototile.checkpoints.imported import Choice
 from prototile.cli.encoding import crop_of
 from prototile.cli.running import usual_test
 from prototile.data import Source, named, open_source, stratified
+from prototile.evaluation.records import FILE, append, finished
 from prototile.evaluation.stored import fingerprint, weights_hash
 from prototile.training.continuing.described import describe
 from prototile.training.finetuning import RECIPES, FineTuned, Recipe, finetune, first_layer
@@ -46,7 +48,8 @@ def finetune_checkpoint(
     settings: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> FineTuned:
-    """Trains the backbone of a checkpoint, of any project that is known, on labels; leaves runs and a record in `out`.
+    """Trains the backbone of a checkpoint, of any project that is known, on labels; leaves runs and a record in `out`,
+    and the record among the evaluations of the run that `path` is, or in `out`.
 
     `data` is named as for `pretrain`; it is tested on `test`, or on another split of `data`. `recipe` is a name of
     `prototile.training.finetuning.RECIPES`, and `settings` change it by the names of its fields: `{"epochs": 5}`
@@ -75,7 +78,7 @@ def finetune_checkpoint(
         "packages": environment()["packages"],
     }
     logger.info("%s; %s to learn from, %s to test on", imported, f"{len(train):,} images", f"{len(tested):,}")
-    return finetune(
+    record = finetune(
         backbone,
         train,
         tested,
@@ -89,6 +92,21 @@ def finetune_checkpoint(
         about=about,
         **options,
     )
+    if distributed.rank() == 0:
+        _noted(record, records_of(path, out))
+    return record
+
+
+def records_of(path: str | Path, out: str | Path) -> Path:
+    """The file of records: a run's own, or the one in `out`."""
+    return (Path(path) if Path(path).is_dir() else Path(out)) / FILE
+
+
+def _noted(record: FineTuned, file: Path) -> None:
+    """Adds the record to a file of evaluations; once, however often the same call is resumed."""
+    line = record.as_record()
+    if all(found.values != line.values for found in finished(file, line.key)):
+        append(file, line)
 
 
 def command(words: Sequence[str]) -> None:
@@ -99,9 +117,10 @@ def command(words: Sequence[str]) -> None:
         if (value := given.pop(name)) is not None:
             settings[name] = tuple(value) if isinstance(value, list) else value
     given["seeds"] = tuple(given["seeds"])
-    record = finetune_checkpoint(given.pop("checkpoint"), settings=settings, **given)
+    checkpoint = given.pop("checkpoint")
+    record = finetune_checkpoint(checkpoint, settings=settings, **given)
     print(record)
-    print(f"the record is {Path(given['out']) / RECORD}")
+    print(f"the record is {Path(given['out']) / RECORD}, and a line of {records_of(checkpoint, given['out'])}")
 
 
 def _parser() -> argparse.ArgumentParser:
