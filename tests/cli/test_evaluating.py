@@ -160,12 +160,22 @@ def test_linear_protocols(run, dino, tmp_path, protocol):
 def test_linear_protocols_of_resnets(run, tmp_path):
     path = resnet_checkpoint(tmp_path)
     words = ("--epochs", "2", "--labels", "0.1", "--size", "64")
-    assert run(path, "--protocol", "linear-e2mc", "linear-vissl", *words) == 0
-    e2mc, vissl = read(tmp_path / "e.jsonl")
+    assert run(path, "--protocol", "linear-e2mc", "linear-vissl", "linear-e2mc-transfer", *words) == 0
+    e2mc, vissl, transfer = read(tmp_path / "e.jsonl")
     assert e2mc.details["recipe"] == "e2mc simsiam 0.1"
     assert len(e2mc.values) == 3
     assert e2mc.standard_error is not None
     assert "map Readout(blocks=0, patches='no', normed=True, pool=0, grid=2)" in vissl.features
+    assert transfer.details["recipe"] == "e2mc transfer"
+    assert transfer.features == "map Readout(blocks=0, patches='no', normed=True, pool=0, grid=2)"
+    assert transfer.chosen == ({"features": "map", "rate": 0.01, "batch norm": True},)
+
+
+def test_augmented_views_of_resnets(run, tmp_path):
+    """What is read of the crops is what the protocol reads."""
+    words = ("--epochs", "1", "--labels", "0.1", "--seeds", "0", "--augmented")
+    assert run(resnet_checkpoint(tmp_path), "--protocol", "linear-e2mc", "linear-e2mc-transfer", *words) == 0
+    assert [x.features.split()[0] for x in read(tmp_path / "e.jsonl")] == ["pooled", "map"]
 
 
 @pytest.mark.parametrize("protocol", ["linear-dino", "linear-vissl"])
@@ -332,6 +342,7 @@ def test_comparing(run, dino, tmp_path, capsys):
         (["--protocol", "kn"], "there is no protocol 'kn' (did you mean knn?); there are knn, probe"),
         (["--protocol", "svm"], "svm is for images of several classes each"),
         (["--protocol", "linear-e2mc"], "linear-e2mc has rates for vicreg, swav and simsiam"),
+        (["--protocol", "linear-e2mc-transfer"], "reads the last map of a ResNet, and this is a ViT: linear-vissl"),
         (["--labels", "0"], "labels is a share in (0, 1]"),
     ],
 )

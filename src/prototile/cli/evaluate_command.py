@@ -112,11 +112,12 @@ def _groups_said(told: Mapping[str, Any]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    listed = "\n".join(f"  {name:13} {protocol.about}" for name, protocol in PROTOCOLS.items())
+    listed = "\n".join(f"  {name:20} {protocol.about}" for name, protocol in PROTOCOLS.items())
     parser = argparse.ArgumentParser(
         prog="prototile evaluate",
         description="Says what the features of a checkpoint are worth, by the protocols of the papers.",
-        epilog=f"Protocols:\n{listed}\n\nThe transfer suite: {', '.join(SUITE)}.",
+        epilog=f"Protocols:\n{listed}\n\nThe transfer suite: {', '.join(SUITE)}.\n"
+        "Fine-tuning, with some of the labels or all, is `prototile finetune`.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
