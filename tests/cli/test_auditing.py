@@ -126,7 +126,7 @@ def test_a_share_can_be_asked_for(run, tmp_path, capsys):
     ("words", "said"),
     [
         (["--fail-under", "unique"], "--fail-under takes NAME=SHARE with unique, used, effective, rankme"),
-        (["--fail-under", "used=0.5"], "says nothing of 'used', which needs images"),
+        (["--fail-under", "used=0.5"], "--fail-under used needs images: give them, --data"),
         (["--data", "digit"], "neither a data set nor a path"),
         (["--prior", "zipf", "--data", "handwriting", "--limit", "4"], "a prior is written uniform, power-law:0.25"),
         (["--temperature", "0"], "a temperature must be positive, got 0"),
@@ -138,6 +138,7 @@ def test_bad_options(run, tmp_path, capsys, words, said):
     given = ("--out", tmp_path / "a", "--cache", tmp_path / "cache", "--views", 0, "--workers", 0, "--no-maps")
     assert command("audit", run.folder, *given, *words) == 2
     assert said in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
 
 
 def test_bad_files(tmp_path, capsys):
@@ -162,11 +163,11 @@ def test_priors_in_words(tmp_path):
 
 
 def test_images_are_shown_as_the_run_has_seen_them(run):
-    crop = crop_of(load(run.folder), run.folder)
+    crop = crop_of(load(run.folder))
     assert crop.size == SIDE
     assert crop.normalization == run_normalization(run)
-    assert crop_of(load(run.checkpoint), run.checkpoint) == crop
-    assert crop_of(load(run.folder), run.folder, 8).size == 8
+    assert crop_of(load(run.checkpoint)) == crop
+    assert crop_of(load(run.folder), 8).size == 8
 
 
 def run_normalization(run):

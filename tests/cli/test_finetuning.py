@@ -87,7 +87,7 @@ def test_what_was_fine_tuned_is_a_checkpoint(vit, tmp_path):
     for path in (tmp_path / "seed-0", tmp_path / "seed-0" / "checkpoints" / "last.ckpt"):
         weights = load(path).backbone.state_dict()
         assert all(torch.equal(x, weights[name]) for name, x in found.state_dict().items())
-        assert crop_of(load(path), path).size == SIZE
+        assert crop_of(load(path)).size == SIZE
         assert audit_checkpoint(path, maps=False).audit.prototypes == {}
         with pytest.raises(ValueError, match=r"does not tell its method: say which one shall go on"):
             restore(path)

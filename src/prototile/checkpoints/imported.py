@@ -14,8 +14,10 @@ from prototile.assignments import Assignments
 from prototile.backbones import Backbone, Readout
 from prototile.heads import Prototypes
 from prototile.sphere import normalize
+from prototile.views import Augmentation, Normalization
 
 Choice = Literal["evaluated", "teacher", "student"]
+_LARGEST = 2**16  # pixels that an image may have on a side
 
 
 class ImportedHead(nn.Module):
@@ -43,6 +45,34 @@ class ImportedHead(nn.Module):
 
 
 @dataclass(frozen=True)
+class Seen:
+    """The images that a run was trained on: the pixels of its largest views, and how these were normalised."""
+
+    size: int
+    normalization: Normalization
+
+    @classmethod
+    def of(cls, augmentation: Augmentation) -> "Seen":
+        return cls(augmentation.groups[0].size, augmentation.normalization)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"size": self.size, "mean": list(self.normalization.mean), "std": list(self.normalization.std)}
+
+    @classmethod
+    def read(cls, told: Any) -> "Seen | None":
+        """From what `as_dict` gives; None where nothing is told."""
+        if told is None:
+            return None
+        try:
+            size, (r, g, b), (x, y, z) = told["size"], told["mean"], told["std"]
+            if not (type(size) is int and 0 < size <= _LARGEST):
+                raise ValueError(f"a size of {size!r}")
+            return cls(size, Normalization((float(r), float(g), float(b)), (float(x), float(y), float(z))))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"it does not say which images it has seen (size, mean, std): {error}") from error
+
+
+@dataclass(frozen=True)
 class Imported:
     """A network of a checkpoint, in evaluation mode, and what the file tells about it.
 
@@ -65,6 +95,7 @@ class Imported:
     buffers: Mapping[str, Tensor] = field(default_factory=dict)  # centres and the like, by the file's names
     settings: Mapping[str, Any] = field(default_factory=dict)  # what the file says of how it was trained
     epoch: int | None = None
+    seen: Seen | None = None  # by a run of one's own
 
     def __str__(self) -> str:
         parts = [] if self.backbone is None else [f"{type(self.backbone).__name__} of {self.backbone.dims} dims"]

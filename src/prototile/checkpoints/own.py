@@ -17,7 +17,7 @@ from prototile.checkpoints.foreign.heads import Bias
 from prototile.checkpoints.foreign.importing import imported
 from prototile.checkpoints.foreign.layout import Layout, Network, Rules
 from prototile.checkpoints.foreign.solo_learn import LIGHTNING
-from prototile.checkpoints.imported import Choice, Imported, ImportedHead
+from prototile.checkpoints.imported import Choice, Imported, ImportedHead, Seen
 from prototile.checkpoints.reading import read
 from prototile.heads import Prototypes
 
@@ -56,6 +56,7 @@ def file_of(folder: Path) -> Path | None:
 
 def of_checkpoint(contents: Mapping[str, Any], choice: Choice, room: int) -> Imported:
     """A network of a run's checkpoint."""
+    seen = Seen.read(contents["prototile"].get("images"))
     settings = contents["prototile"].get("settings")
     config = settings.get("config") if isinstance(settings, dict) else None
     method = config.get("method") if isinstance(config, dict) else None
@@ -64,7 +65,7 @@ def of_checkpoint(contents: Mapping[str, Any], choice: Choice, room: int) -> Imp
     options = options if isinstance(options, dict) else {}
     if is_finetuned(contents):
         found = imported(contents, [_classifier(options.get("backbone"))], choice, room)
-        return replace(found, settings=config if isinstance(config, dict) else {})
+        return replace(found, settings=config if isinstance(config, dict) else {}, seen=seen)
     name = str(method.get("class_path", "")).rpartition(".")[2]
     layout = _layout(name, options, options.get("backbone"))
     continued = config.get("continued") if isinstance(config, dict) else None
@@ -74,7 +75,7 @@ def of_checkpoint(contents: Mapping[str, Any], choice: Choice, room: int) -> Imp
     if options.get("vmf") is True or name.endswith("_vmf"):  # what the weights do not tell
         for head in found.heads.values():
             head.prototypes.vmf = True
-    return replace(found, settings=config if isinstance(config, dict) else {})
+    return replace(found, settings=config if isinstance(config, dict) else {}, seen=seen)
 
 
 def _layout(name: str, options: Mapping[str, Any], described: Any) -> Layout:
@@ -203,6 +204,7 @@ def of_export(folder: Path, choice: Choice) -> Imported:
         heads=heads,
         ignored=ignored,
         settings={"backbone": described},
+        seen=Seen.read(config.get("images")),
     )
 
 

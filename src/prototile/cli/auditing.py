@@ -124,7 +124,7 @@ def audit_checkpoint(
     )
     if source is None:
         return found
-    crop = crop_of(imported, path, size, resize)
+    crop = crop_of(imported, size, resize)
     folder = default_cache() if cache is None else Path(cache)
     stored = encoded(imported, source, crop, cache=folder, device=there, batch=batch, workers=workers)
     looked = _Looked(imported, prototypes, stored, tau, seed)
@@ -273,6 +273,7 @@ MEASURES: dict[str, Callable[[Audit], list[float]]] = {
     "effective": lambda audit: [x.effective / x.prototypes for x in audit.clusters.values()],
     "rankme": lambda audit: [x.rankme / min(x.dims, x.images) for x in audit.embeddings.values()],
 }
+_OF_PROTOTYPES = ("unique",)  # those that need no images
 
 
 def below(audits: Sequence[Audit], wanted: Mapping[str, float]) -> list[str]:
@@ -282,8 +283,7 @@ def below(audits: Sequence[Audit], wanted: Mapping[str, float]) -> list[str]:
         for audit in audits:
             values = MEASURES[name](audit)
             if not values:
-                needs = "prototypes" if name == "unique" else "images: give it --data"
-                raise ValueError(f"{audit.name} says nothing of {name!r}, which needs {needs}")
+                raise ValueError(f"{audit.name} says nothing of {name!r}: it has no prototypes")
             if min(values) < level:
                 failed.append(f"{audit.name}: {name} is {min(values):.4f}, below {level:g}")
     return failed
@@ -324,6 +324,8 @@ def command(words: Sequence[str]) -> int:
     """`prototile audit`; 1 where `--fail-under` is not reached."""
     given = _parser().parse_args(words)
     wanted = dict(map(_level, given.fail_under))
+    if given.data is None and (blind := [name for name in wanted if name not in _OF_PROTOTYPES]):
+        raise ValueError(f"--fail-under {blind[0]} needs images: give them, --data")
     options = {name: value for name, value in vars(given).items() if name not in ("checkpoint", "out", "fail_under")}
     audited = [audit_checkpoint(path, **options) for path in given.checkpoint]
     audits = [each.audit for each in audited]

@@ -16,6 +16,7 @@ from prototile.checkpoints.imported import Choice
 from prototile.cli.encoding import crop_of
 from prototile.cli.running import usual_test
 from prototile.data import Source, named, open_source, stratified
+from prototile.data.subsets import listed
 from prototile.evaluation.records import FILE, append, finished
 from prototile.evaluation.stored import fingerprint, weights_hash
 from prototile.training.continuing.described import describe
@@ -185,7 +186,7 @@ def _adjusted(
     if unknown := sorted(set(settings) - _FIELDS):
         raise ValueError(f"a recipe has no {', '.join(unknown)}: it has {', '.join(sorted(_FIELDS))}")
     base = published(recipe) if isinstance(recipe, str) else recipe
-    crop = crop_of(imported, path, settings.pop("size", None))
+    crop = crop_of(imported, settings.pop("size", None))
     changed: dict[str, Any] = {"size": crop.size}
     if crop.size < _SMALL and "smallest_crop" not in settings and isinstance(recipe, str):
         changed["smallest_crop"] = _SMALLEST
@@ -198,8 +199,7 @@ def _adjusted(
 def _part(source: Source, share: float | None, ids: str | Path | None, seed: int) -> Source:
     """What is learnt from."""
     if ids is not None:
-        lines = Path(ids).expanduser().read_text(encoding="utf-8").splitlines()
-        return named(source, [line.strip() for line in lines if line.strip()])
+        return named(source, listed(Path(ids).expanduser()))
     return source if share is None else stratified(source, share, seed=seed)
 
 
