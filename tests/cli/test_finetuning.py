@@ -6,13 +6,20 @@ import numpy as np
 import pytest
 import torch
 
+from evaluation_cli_cases import resnet_checkpoint
 from finetuning_cases import RESNET, SIZE, VIT, checkpoint, vit_recipe
 from prototile.backbones import ViT
 from prototile.checkpoints import load
+from prototile.cli.auditing import audit_checkpoint
+from prototile.cli.encoding import crop_of
+from prototile.cli.evaluating import evaluate
 from prototile.cli.finetuning import finetune_checkpoint
 from prototile.cli.main import main
 from prototile.data import handwriting
+from prototile.evaluation import records
+from prototile.reports.evaluations import by_checkpoint, render_evaluations
 from prototile.training.checkpointing import read
+from prototile.training.continuing import restore
 
 QUICK = {"accelerator": "cpu", "workers": 0, "print_every": 10_000}
 
@@ -28,7 +35,7 @@ def test_from_a_command_line(vit, tmp_path, capsys):
     assert main(words.split()) == 0
     record = json.loads((tmp_path / "finetuned.json").read_text())
     said = capsys.readouterr()
-    assert f"the record is {tmp_path / 'finetuned.json'}" in said.out
+    assert f"the record is {tmp_path / 'finetuned.json'}, and a line of {vit / 'evaluations.jsonl'}" in said.out
     assert said.out.startswith("semi-vicreg-10: top1 ")
     assert "epoch 2, test: top1 " in said.err
     assert (record["recipe"], record["seeds"], record["n"], record["train_images"]) == (
@@ -46,6 +53,27 @@ def test_from_a_command_line(vit, tmp_path, capsys):
     assert record["train_images"] == sum(max(1, round(0.1 * n)) for n in np.bincount(labels))
 
 
+def test_the_record_is_one_of_the_evaluations(tmp_path):
+    """Once, although the call is resumed; beside those of frozen features, for the same images."""
+    options = {"data": "handwriting", "settings": {"epochs": 1, "batch": 50, "size": 16}, **QUICK}
+    path, out = resnet_checkpoint(tmp_path), tmp_path / "out"
+    found = finetune_checkpoint(path, out=out, **options)
+    finetune_checkpoint(path, out=out, resume=True, **options)
+    (line,) = records.read(out / "evaluations.jsonl")
+    assert (line.protocol, line.value, line.values, line.seeds) == ("finetune, plain", found.value, found.values, (0,))
+    assert (line.data["name"], line.data["train"], line.data["test"], line.images) == ("handwriting", 1300, 497, 497)
+    (probed,) = evaluate(path, data="handwriting", protocols=["probe"], workers=0, cache=tmp_path, out=out)
+    assert line.checkpoint["weights"] == probed.checkpoint["weights"]
+    assert (line.checkpoint["name"], line.checkpoint["layout"]) == ("resnet.pth", "SimSiam")
+    assert line.data["test hash"] == probed.data["test hash"]
+    assert line.versions["torch"] == torch.__version__
+    assert line.seconds > 0
+    page = render_evaluations(by_checkpoint(records.read(out / "evaluations.jsonl")))
+    assert page.count('<section id="data-') == 1
+    finetune_checkpoint(path, out=out, seeds=(1,), **options)
+    assert [x.seeds for x in records.read(out / "evaluations.jsonl")] == [(0,), (0,), (1,)]
+
+
 def test_what_was_fine_tuned_is_a_checkpoint(vit, tmp_path):
     record = finetune_checkpoint(vit, data="handwriting", out=tmp_path, settings={"epochs": 1, "batch": 50}, **QUICK)
     assert record.select_on == "given"
@@ -56,6 +84,29 @@ def test_what_was_fine_tuned_is_a_checkpoint(vit, tmp_path):
     before = load(vit).backbone
     assert isinstance(before, ViT)
     assert not torch.equal(found.vit.cls_token, before.vit.cls_token)
+    for path in (tmp_path / "seed-0", tmp_path / "seed-0" / "checkpoints" / "last.ckpt"):
+        weights = load(path).backbone.state_dict()
+        assert all(torch.equal(x, weights[name]) for name, x in found.state_dict().items())
+        assert crop_of(load(path)).size == SIZE
+        assert audit_checkpoint(path, maps=False).audit.prototypes == {}
+        with pytest.raises(ValueError, match=r"does not tell its method: say which one shall go on"):
+            restore(path)
+        restored = restore(path, method="simclr", options={"hidden": 8, "bottleneck": 4})
+        assert torch.equal(restored.method.student.backbone.vit.cls_token, found.vit.cls_token)
+        assert (restored.rebuilt, restored.optimizer, restored.optimization) == (("projector",), None, None)
+    (probed,) = evaluate(tmp_path / "seed-0", data="handwriting", protocols=["probe"], workers=0, cache=tmp_path)
+    assert probed.value > 0.2
+    with pytest.raises(ValueError, match=f"or {tmp_path / 'seed-0'}, a run that is in it"):
+        load(tmp_path)
+
+
+def test_what_others_have_made_is_a_checkpoint_when_it_is_fine_tuned(tmp_path):
+    """Although their files do not say how to build their networks."""
+    options = {"settings": {"epochs": 1, "batch": 50, "size": 16}, **QUICK}
+    finetune_checkpoint(resnet_checkpoint(tmp_path), data="handwriting", out=tmp_path / "run", **options)
+    run = tmp_path / "run" / "seed-0"
+    weights = [load(path).backbone.state_dict() for path in (run / "model", run / "checkpoints" / "last.ckpt")]
+    assert all(torch.equal(x, weights[1][name]) for name, x in weights[0].items())
 
 
 def test_a_list_of_images(vit, tmp_path):

@@ -243,3 +243,6 @@ def test_an_empty_group_has_no_mean():
     means = group_means(np.array([0.5, 0.25]), Groups.by_count(np.array([300, 30])))
     assert (means.head, means.middle) == (0.5, 0.25)
     assert np.isnan(means.tail)
+    means = group_means(np.array([0.5, np.nan, np.nan]), Groups.by_count(np.array([300, 200, 5])))
+    assert means.head == 0.5  # of the class that has a value
+    assert np.isnan(means.tail)

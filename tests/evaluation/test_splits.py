@@ -65,8 +65,11 @@ def test_lists_of_images(tmp_path):
     assert read_ids(tmp_path / "a/list.txt", ids).tolist() == [1, 3, 4]
     (tmp_path / "official.txt").write_text("n02_1.JPEG\n\nn01_7.JPEG\n")
     assert read_ids(tmp_path / "official.txt", ids).tolist() == [0, 1]
-    (tmp_path / "bad.txt").write_text("twice.png\nnowhere.png\n")
-    with pytest.raises(ValueError, match=r"2 of the 2 images that .*: twice\.png; ids look like n01/n01_7"):
+    (tmp_path / "bad.txt").write_text("n02_1.JPEG\nnowhere.png\n")
+    with pytest.raises(ValueError, match=r"bad\.txt: 1 of 2 images .*: nowhere\.png; ids look like n01/n01_7"):
+        read_ids(tmp_path / "bad.txt", ids)
+    (tmp_path / "bad.txt").write_text("twice.png\n")
+    with pytest.raises(ValueError, match=r"bad\.txt: several images are called twice\.png"):
         read_ids(tmp_path / "bad.txt", ids)
     (tmp_path / "none.txt").write_text("\n")
     with pytest.raises(ValueError, match="names no images"):

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from method_cases import CASES, batch
 from prototile import backbones, methods
@@ -129,14 +129,18 @@ def test_nearest_regions_name_rows_of_their_own_image():
     assert nearest_regions(student, teacher).tolist() == [2, 0, 4 + 3, 4 + 3, 8 + 1, 8 + 2]
 
 
-def test_swav():
+@pytest.mark.parametrize("biased", [False, True], ids=["as published", "with lightly's bias"])
+def test_swav(biased):
     method, views = made("swav", queue=0), views_of("swav")
+    bias = torch.linspace(-0.2, 0.2, 20, dtype=torch.float64) if biased else torch.zeros(())
+    if biased:
+        method.student.head.prototypes.bias = nn.Parameter(bias)
     found = method(views, NOW).loss
     prototypes = method.student.head.prototypes.vectors
     torch.testing.assert_close(prototypes.norm(dim=1), torch.ones(20, dtype=torch.float64))
     # batch norm of the head sees all views together
     together = torch.cat(pooled(method.student, views, hide=True))
-    each = (unit(method.student.head.projector(together)) @ prototypes.T).chunk(len(together) // 8)
+    each = (unit(method.student.head.projector(together)) @ prototypes.T + bias).chunk(len(together) // 8)
     total, count = 0.0, 0
     for t in range(2):
         q = (each[t] / 0.05).exp()

@@ -43,9 +43,26 @@ def test_bands_touch_and_end_at_the_edge():
         assert x + width == pytest.approx(following, abs=0.11)
 
 
+def test_ranges_lie_where_the_axis_says():
+    rows = [("first", [svg.Range(5, 0, 10, "kind1", "a"), svg.Range(10, 10, 10, "kind2", "b")]), ("x" * 80, [])]
+    drawn = svg.ranges(rows, svg.Axis(0, 10, (0, 10), "%"), title="t", rules=[svg.Rule(5, "middle")])
+    lines = re.findall(r'class="line (kind\d)" d="M([\d.]+) ([\d.]+)H([\d.]+)"', drawn)
+    assert [(kind, float(start), float(end)) for kind, start, _, end in lines] == [
+        ("kind1", 14, 446),
+        ("kind2", 446, 446),
+    ]
+    points = re.findall(r'class="point (kind\d)" d="M([\d.]+) ([\d.]+)h0" data-tip="(\w)"', drawn)
+    assert [(kind, float(x), tip) for kind, x, _, tip in points] == [("kind1", 230, "a"), ("kind2", 446, "b")]
+    assert [y for _, _, y, _ in points] == [y for _, _, y, _ in lines]  # each dot on its line
+    assert f"{'x' * 63}…<" in drawn
+    assert '<line x1="230" ' in drawn
+
+
 def test_text_is_escaped():
     axis = svg.Axis(0, 1, (), "<b>")
     drawn = svg.chart([], axis, axis, title='"<i>', rules=[svg.Rule(0.5, "<u>")], tips=[svg.Tip(0, '"<s>')])
+    assert not re.search("<[bius]>", drawn)
+    drawn = svg.ranges([("<b>", [svg.Range(1, 0, 1, "kind1", '"<i>')])], axis, title='"<u>', rules=[svg.Rule(1, "<s>")])
     assert not re.search("<[bius]>", drawn)
 
 

@@ -37,7 +37,7 @@ class ClusterAudit:
     assigned: Int[Tensor, " n"] = field(repr=False)
     scores: Float[Tensor, " n"] = field(repr=False)  # probability of the assigned prototype
     prior: Float[Tensor, " k"] | None = field(repr=False)
-    power: PowerFit | None  # of the sizes; none for one prototype
+    power: PowerFit | None  # of the sizes; none where fewer than three clusters have images
     marginal_power: PowerFit | None  # of the marginal
     representatives: Int[Tensor, " m"] = field(repr=False)
     redundancy: Int[Tensor, " m"] = field(repr=False)
@@ -48,7 +48,7 @@ class ClusterAudit:
     soft_mass: MassByRedundancy  # of the merged marginal
     labels: LabelAudit | None  # of `assigned`
     merged_labels: LabelAudit | None  # of `merged_assigned`
-    merged_power: PowerFit | None = None  # of `merged_sizes`; none for one unique prototype
+    merged_power: PowerFit | None = None  # of `merged_sizes`, as `power`
 
     @property
     def empty(self) -> int:

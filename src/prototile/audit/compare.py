@@ -221,6 +221,7 @@ _CLUSTERS: tuple[tuple[str, Callable[[ClusterAudit], float | None], str], ...] =
     ("ARI", lambda x: None if x.labels is None else x.labels.ari, ".3f"),
     ("purity", lambda x: None if x.labels is None else x.labels.purity, ".1%"),
     ("majority label right", lambda x: None if x.labels is None else x.labels.accuracy, ".1%"),
+    ("best matching right", lambda x: None if x.labels is None else x.labels.matched, ".1%"),
 )
 _EMBEDDINGS: tuple[tuple[str, Callable[[EmbeddingAudit], float | None], str], ...] = (
     ("dims", lambda x: x.dims, ",.0f"),

@@ -19,7 +19,7 @@ from prototile.audit.cover import Unique, unique
 from prototile.audit.labels import LabelAudit, audit_labels
 from prototile.audit.mass import mass_by_redundancy
 from prototile.audit.plain import Histogram
-from prototile.audit.power import fit_power, nearest_power
+from prototile.audit.power import PowerFit, fit_power, nearest_power
 from prototile.precision import no_autocast, no_tf32, wide
 from prototile.priors import checked_prior
 from prototile.sphere import normalize
@@ -143,7 +143,7 @@ class ClusterCounter:
             assigned=assigned,
             scores=scores,
             prior=self.prior,
-            power=None if flat else fit_power(sizes),
+            power=_law_of(sizes),
             marginal_power=None if flat else nearest_power(marginal),
             representatives=self.unique.representatives,
             redundancy=redundancy,
@@ -154,7 +154,7 @@ class ClusterCounter:
             soft_mass=mass_by_redundancy(merged_marginal, redundancy),
             labels=_labels_of(assigned, labels, k, groups),
             merged_labels=_labels_of(merged, labels, m, groups),
-            merged_power=None if m == 1 else fit_power(merged_sizes),
+            merged_power=_law_of(merged_sizes),
         )
 
 
@@ -177,6 +177,11 @@ def audit_clusters(
 
 def _found(weights: Tensor) -> Unique:
     return unique(weights)
+
+
+def _law_of(sizes: Tensor) -> PowerFit | None:
+    """None where fewer than three clusters have images: any two sizes lie on a law, and one has none."""
+    return fit_power(sizes) if int((sizes > 0).sum()) > 2 else None
 
 
 def _labels_of(assigned: Tensor, labels: Tensor | None, clusters: int, groups: Groups | None) -> LabelAudit | None:

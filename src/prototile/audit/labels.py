@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from torch import Tensor
 
 from prototile.audit.plain import plain
@@ -29,7 +31,8 @@ class LabelAudit:
     """Hard assignments against labels, of the images that have one.
 
     `purity` rises with the number of clusters, to 1 where each image has its own; `accuracy` does not: each half of
-    the images is told by the majority labels of the other half.
+    the images is told by the majority labels of the other half. `matched` gives each class one cluster at most and each
+    cluster one class, the best ones (Kuhn 1955): it falls where clusters are more than classes.
     """
 
     images: int
@@ -39,18 +42,19 @@ class LabelAudit:
     ari: float
     purity: float
     accuracy: float
+    matched: float
     groups: Mapping[str, GroupAudit]  # head, middle, tail, or whatever was asked for
     majority: Int[Tensor, " k"] = field(repr=False)  # the most frequent class of each cluster, -1 where it is empty
     share: Float[Tensor, " k"] = field(repr=False)  # of the cluster's images that are of that class
 
     def as_dict(self) -> dict[str, Any]:
-        names = ("images", "classes", "clusters", "nmi", "ari", "purity", "accuracy", "groups", "majority", "share")
-        return {name: plain(getattr(self, name)) for name in names}
+        return {name: plain(value) for name, value in vars(self).items()}
 
     def __str__(self) -> str:
         return (
             f"NMI {self.nmi:.3f}, ARI {self.ari:.3f}, purity {self.purity:.1%}, majority label right for "
-            f"{self.accuracy:.1%} of {self.images:,} images ({self.classes:,} classes)"
+            f"{self.accuracy:.1%}, the best matching for {self.matched:.1%} of {self.images:,} images "
+            f"({self.classes:,} classes)"
         )
 
 
@@ -86,6 +90,7 @@ def audit_labels(
         ari=table.ari(),
         purity=float((share * torch.bincount(k, minlength=clusters)).sum() / len(y)),
         accuracy=float(right.double().mean()),
+        matched=table.matched(),
         groups={name: _group(ids, y, right, classes) for name, ids in (groups or {}).items()},
         majority=majority,
         share=share,
@@ -111,6 +116,17 @@ class Contingency:
         chance = rows * columns / max(self.total * (self.total - 1) / 2, 1)
         highest = (rows + columns) / 2
         return 1.0 if highest == chance else (cells - chance) / (highest - chance)
+
+    def matched(self) -> float:
+        """The share of the images that are in their class's cluster, under the best one-to-one matching."""
+        clusters, classes = len(self.rows), len(self.columns)
+        # an empty cluster for each class, so that all find one; and one more in each cell, as zero would be none
+        own = torch.arange(classes)
+        row, column = torch.cat([self.column, own]), torch.cat([self.row, clusters + own])
+        counts = torch.cat([self.count, self.count.new_zeros(classes)]) + 1
+        weights = csr_matrix((counts.numpy(), (row.numpy(), column.numpy())))
+        chosen = weights[min_weight_full_bipartite_matching(weights, maximize=True)]
+        return (float(chosen.sum()) - classes) / self.total
 
     def majority(self, clusters: int) -> tuple[Int[Tensor, " k"], Float[Tensor, " k"]]:
         """The most frequent class of each cluster, the lowest among equals, and its share."""

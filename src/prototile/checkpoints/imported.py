@@ -4,7 +4,7 @@ n rows, d dims, k prototypes.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from jaxtyping import Float
@@ -14,21 +14,20 @@ from prototile.assignments import Assignments
 from prototile.backbones import Backbone, Readout
 from prototile.heads import Prototypes
 from prototile.sphere import normalize
+from prototile.views import Augmentation, Normalization
 
 Choice = Literal["evaluated", "teacher", "student"]
+_LARGEST = 2**16  # pixels that an image may have on a side
 
 
 class ImportedHead(nn.Module):
     """A projector and prototypes as a file holds them: `projector` leads from features to raw embeddings, which the
-    prototypes see L2-normalised; it is None where the file has none. `bias` is added to scores where a project has one
-    (lightly's SwAV).
+    prototypes see L2-normalised; it is None where the file has none.
     """
 
-    def __init__(self, projector: nn.Module | None, prototypes: Prototypes, bias: Float[Tensor, " k"] | None = None):
+    def __init__(self, projector: nn.Module | None, prototypes: Prototypes):
         super().__init__()
         self.projector, self.prototypes = projector, prototypes
-        self.register_buffer("bias", bias)
-        self.bias: Tensor | None
 
     def forward(self, features: Float[Tensor, "n d"], temperature: float) -> Assignments:
         if self.projector is None:
@@ -37,16 +36,40 @@ class ImportedHead(nn.Module):
 
     def assignments(self, embeddings: Float[Tensor, "n d"], temperature: float) -> Assignments:
         """The project's own softmax over prototypes, of rows that the projector has made."""
-        found = self.prototypes(embeddings, temperature)
-        if self.bias is None:
-            return found
-        own = 0 if found.offset is None else found.offset
-        return replace(found, offset=self.bias / temperature + own)
+        return self.prototypes(embeddings, temperature)
 
     def scores(self, embeddings: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
         """What the project's softmax sees before it divides by a temperature, of rows that the projector has made."""
         found = normalize(embeddings) @ self.prototypes.weights().T
-        return found if self.bias is None else found + self.bias
+        return found if self.prototypes.bias is None else found + self.prototypes.bias
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The images that a run was trained on: the pixels of its largest views, and how these were normalised."""
+
+    size: int
+    normalization: Normalization
+
+    @classmethod
+    def of(cls, augmentation: Augmentation) -> "Seen":
+        return cls(augmentation.groups[0].size, augmentation.normalization)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"size": self.size, "mean": list(self.normalization.mean), "std": list(self.normalization.std)}
+
+    @classmethod
+    def read(cls, told: Any) -> "Seen | None":
+        """From what `as_dict` gives; None where nothing is told."""
+        if told is None:
+            return None
+        try:
+            size, (r, g, b), (x, y, z) = told["size"], told["mean"], told["std"]
+            if not (type(size) is int and 0 < size <= _LARGEST):
+                raise ValueError(f"a size of {size!r}")
+            return cls(size, Normalization((float(r), float(g), float(b)), (float(x), float(y), float(z))))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"it does not say which images it has seen (size, mean, std): {error}") from error
 
 
 @dataclass(frozen=True)
@@ -72,6 +95,7 @@ class Imported:
     buffers: Mapping[str, Tensor] = field(default_factory=dict)  # centres and the like, by the file's names
     settings: Mapping[str, Any] = field(default_factory=dict)  # what the file says of how it was trained
     epoch: int | None = None
+    seen: Seen | None = None  # by a run of one's own
 
     def __str__(self) -> str:
         parts = [] if self.backbone is None else [f"{type(self.backbone).__name__} of {self.backbone.dims} dims"]

@@ -15,7 +15,7 @@ _ROOM = 2**24  # bytes that weights may have beyond the file's: tensors under tw
 
 def load(path: str | Path, *, network: Choice = "evaluated") -> Imported:
     """The network of a checkpoint that its project evaluates; or its teacher, or its student. Own runs are read too:
-    their checkpoints, their folder, and the folder `model` in it.
+    their checkpoints, their folder, and the folder `model` in it; of one that was fine-tuned the backbone.
 
     Nothing in the file is executed. Every key is used, or named in the layout's list of what is left out; otherwise
     the file is refused with a ValueError.
@@ -25,7 +25,9 @@ def load(path: str | Path, *, network: Choice = "evaluated") -> Imported:
     path = Path(path)
     if path.is_dir():
         if (found := own.file_of(path)) is None:
-            raise ValueError(f"{path} is no folder of a run: give a checkpoint's file, or the folder of a run")
+            inside = [each for each in sorted(path.iterdir()) if each.is_dir() and own.file_of(each) is not None]
+            what = f"{inside[0]}, a run that is in it" if inside else "the folder of a run"
+            raise ValueError(f"{path} is no folder of a run: give a checkpoint's file, or {what}")
         path = found
     try:
         if own.looks_exported(path):

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from prototile import distributed
 from prototile.backbones import Backbone
 from prototile.checkpoints.atomic import write_atomically
+from prototile.checkpoints.imported import Seen
 from prototile.heads import Prototypes
 from prototile.methods import Method
 from prototile.views import Augmentation
@@ -47,7 +48,7 @@ def export(
     if distributed.rank() != 0:
         return
     described = {"format": FORMAT, "backbone": config and dict(config), "dims": method.backbone.dims}
-    described |= {"patch": method.backbone.patch, "images": None if seen is None else _images(seen)}
+    described |= {"patch": method.backbone.patch, "images": None if seen is None else Seen.of(seen).as_dict()}
     text = json.dumps(described, indent=2, default=_refuse) + "\n"
     write_atomically(folder / PROTOTYPES, lambda file: file.write(save(prototypes)))
     write_atomically(folder / CONFIG, lambda file: file.write(text.encode()))
@@ -120,11 +121,6 @@ def _fill(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None
         said = ", ".join(sorted(wrong)[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
         raise ValueError(f"{path} does not fit this backbone: {said}; build it as it was trained")
     network.load_state_dict(dict(weights))
-
-
-def _images(seen: Augmentation) -> dict[str, Any]:
-    pixels = seen.normalization
-    return {"size": seen.groups[0].size, "mean": list(pixels.mean), "std": list(pixels.std)}
 
 
 def prototypes_of(method: Method) -> dict[str, Prototypes]:

@@ -1,7 +1,8 @@
 """Checkpoints of this package's own runs, by the same layouts as data that others' have."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from prototile.checkpoints.foreign.heads import Bias
 from prototile.checkpoints.foreign.importing import imported
 from prototile.checkpoints.foreign.layout import Layout, Network, Rules
 from prototile.checkpoints.foreign.solo_learn import LIGHTNING
-from prototile.checkpoints.imported import Choice, Imported, ImportedHead
+from prototile.checkpoints.imported import Choice, Imported, ImportedHead, Seen
 from prototile.checkpoints.reading import read
 from prototile.heads import Prototypes
 
 _LAST = Path("checkpoints") / "last.ckpt"  # in the folder of a run
 _MODEL = "model"
+_ENCODER = r"^method\.encoder\."  # the backbone of a classifier
 _RELU = ("barlow_twins", "mmcr", "simclr", "simsiam", "swav", "vicreg")  # methods by the activation of their heads
 _AS_STORED = ("swav",)
 _BIASES: dict[str, Bias] = {"barlow_twins": "not last", "simsiam": "unless normed", "vicreg": "not last"}
@@ -39,6 +41,11 @@ def is_own(contents: Mapping[str, Any]) -> bool:
     return isinstance(contents.get("prototile"), dict) and isinstance(contents.get("state_dict"), dict)
 
 
+def is_finetuned(contents: Mapping[str, Any]) -> bool:
+    """Whether a run of this package has written it that trained a classifier on labels."""
+    return is_own(contents) and any(re.match(_ENCODER, str(name)) for name in contents["state_dict"])
+
+
 def file_of(folder: Path) -> Path | None:
     """The file of weights in the folder of a run, or in its folder `model`; None where it is neither."""
     for found in (folder / _LAST, folder / native.WEIGHTS, folder / _MODEL / native.WEIGHTS):
@@ -49,12 +56,16 @@ def file_of(folder: Path) -> Path | None:
 
 def of_checkpoint(contents: Mapping[str, Any], choice: Choice, room: int) -> Imported:
     """A network of a run's checkpoint."""
+    seen = Seen.read(contents["prototile"].get("images"))
     settings = contents["prototile"].get("settings")
     config = settings.get("config") if isinstance(settings, dict) else None
     method = config.get("method") if isinstance(config, dict) else None
     method = method if isinstance(method, dict) else {}
     options = method.get("init_args")
     options = options if isinstance(options, dict) else {}
+    if is_finetuned(contents):
+        found = imported(contents, [_classifier(options.get("backbone"))], choice, room)
+        return replace(found, settings=config if isinstance(config, dict) else {}, seen=seen)
     name = str(method.get("class_path", "")).rpartition(".")[2]
     layout = _layout(name, options, options.get("backbone"))
     continued = config.get("continued") if isinstance(config, dict) else None
@@ -64,16 +75,13 @@ def of_checkpoint(contents: Mapping[str, Any], choice: Choice, room: int) -> Imp
     if options.get("vmf") is True or name.endswith("_vmf"):  # what the weights do not tell
         for head in found.heads.values():
             head.prototypes.vmf = True
-    return replace(found, settings=config if isinstance(config, dict) else {})
+    return replace(found, settings=config if isinstance(config, dict) else {}, seen=seen)
 
 
 def _layout(name: str, options: Mapping[str, Any], described: Any) -> Layout:
     """The layout of a run of this method, whose networks have the names that the method gives them."""
     relu = options.get("activation", "relu") == "relu" if name == "excb" else name in _RELU
-    build = None
-    if isinstance(described, dict):
-        _check_size(described)
-        build = lambda: native.build(described)  # noqa: E731 - it fits the field
+    build = _builder(described)
     temperature = options.get("student_temperature", options.get("temperature"))
     said = f"a run of {name}" if name else "a run that was made in Python: activations between layers are taken as GELU"
     return Layout(
@@ -91,6 +99,33 @@ def _layout(name: str, options: Mapping[str, Any], described: Any) -> Layout:
         decoder_heads=options.get("decoder_heads", 16) if name == "mae" else None,
         said=said,
     )
+
+
+def _classifier(described: Any) -> Layout:
+    """The layout of a fine-tuned run: a backbone, and a classifier that is left out."""
+    build = _builder(described)
+    rules: Rules = ((_ENCODER, "backbone."), *(_OFFICIAL if build is None else ()))
+    aside = {
+        r"^method\.head\.": "the linear classifier of what was fine-tuned",
+        r"^method\.projection\.": "what leads to that classifier",
+    }
+    return Layout(
+        name="prototile",
+        networks={"only": Network((("state_dict",),), {"backbone": "backbone."}, rules, aside)},
+        marks=(_ENCODER, r"^method\.head\."),
+        evaluated=("only", "it was fine-tuned on labels"),
+        entries=LIGHTNING | {"prototile": "where training stood"},
+        build=build,
+        said="a backbone that was fine-tuned on labels",
+    )
+
+
+def _builder(described: Any) -> Callable[[], Backbone] | None:
+    """What builds the backbone of a run that says how; none where it does not."""
+    if not isinstance(described, dict):
+        return None
+    _check_size(described)
+    return lambda: native.build(described)
 
 
 def _check_size(described: Any, name: str = "") -> None:
@@ -169,6 +204,7 @@ def of_export(folder: Path, choice: Choice) -> Imported:
         heads=heads,
         ignored=ignored,
         settings={"backbone": described},
+        seen=Seen.read(config.get("images")),
     )
 
 

@@ -43,6 +43,7 @@ from prototile.cli.encoding import (
 from prototile.data import Source, open_source
 from prototile.data.subsets import some_of
 from prototile.evaluation import Stored
+from prototile.evaluation.records import FILE, Record, read
 from prototile.priors import FromCounts, PowerLaw, Prior, Uniform
 from prototile.reports.audit import Epoch, Pictures, Sheet, neighbor_sheets, render_audit, table
 
@@ -62,6 +63,7 @@ class Audited:
     epochs: Sequence[Epoch] = ()
     facts: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
     images: Tensor | None = None  # the numbers, in the data, of those that could be read
+    records: Sequence[Record] = ()  # of the run's evaluations
 
     @property
     def page(self) -> str:
@@ -117,11 +119,12 @@ def audit_checkpoint(
             maps=_maps_of_prototypes(imported, prototypes, seed) if maps else {},
         ),
         epochs=epochs_of(Path(path)),
+        records=read(Path(path) / FILE) if (Path(path) / FILE).is_file() else (),
         facts=_facts(imported, tau, told=temperature is not None or imported.temperature is not None),
     )
     if source is None:
         return found
-    crop = crop_of(imported, path, size, resize)
+    crop = crop_of(imported, size, resize)
     folder = default_cache() if cache is None else Path(cache)
     stored = encoded(imported, source, crop, cache=folder, device=there, batch=batch, workers=workers)
     looked = _Looked(imported, prototypes, stored, tau, seed)
@@ -214,6 +217,7 @@ def _page(audited: Sequence[Audited], comparison: Comparison | None) -> str:
         epochs_of_run=first.epochs,
         sheets=first.sheets,
         facts=first.facts,
+        evaluated=[each.records for each in audited],
     )
 
 
@@ -269,6 +273,7 @@ MEASURES: dict[str, Callable[[Audit], list[float]]] = {
     "effective": lambda audit: [x.effective / x.prototypes for x in audit.clusters.values()],
     "rankme": lambda audit: [x.rankme / min(x.dims, x.images) for x in audit.embeddings.values()],
 }
+_OF_PROTOTYPES = ("unique",)  # those that need no images
 
 
 def below(audits: Sequence[Audit], wanted: Mapping[str, float]) -> list[str]:
@@ -278,8 +283,7 @@ def below(audits: Sequence[Audit], wanted: Mapping[str, float]) -> list[str]:
         for audit in audits:
             values = MEASURES[name](audit)
             if not values:
-                needs = "prototypes" if name == "unique" else "images: give it --data"
-                raise ValueError(f"{audit.name} says nothing of {name!r}, which needs {needs}")
+                raise ValueError(f"{audit.name} says nothing of {name!r}: it has no prototypes")
             if min(values) < level:
                 failed.append(f"{audit.name}: {name} is {min(values):.4f}, below {level:g}")
     return failed
@@ -320,6 +324,8 @@ def command(words: Sequence[str]) -> int:
     """`prototile audit`; 1 where `--fail-under` is not reached."""
     given = _parser().parse_args(words)
     wanted = dict(map(_level, given.fail_under))
+    if given.data is None and (blind := [name for name in wanted if name not in _OF_PROTOTYPES]):
+        raise ValueError(f"--fail-under {blind[0]} needs images: give them, --data")
     options = {name: value for name, value in vars(given).items() if name not in ("checkpoint", "out", "fail_under")}
     audited = [audit_checkpoint(path, **options) for path in given.checkpoint]
     audits = [each.audit for each in audited]

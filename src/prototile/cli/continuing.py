@@ -182,7 +182,7 @@ def _shown(
     if restored.views is not None and size in (None, restored.views.groups[0].size):
         own = restored.views
         return own, restored.described_views, Crop(own.groups[0].size, None, own.normalization)
-    crop = crop_of(load(path), path, size)
+    crop = crop_of(load(path), size)
     made, described = views_for(restored.name, crop.size, restored.method.backbones[0].patch)
     if made.normalization != crop.normalization:
         raise ValueError("the run has seen pixels that were normalised in another way: give its views")

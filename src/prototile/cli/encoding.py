@@ -4,12 +4,10 @@ crop_of(imported)            how its images are shown, where nothing else is sai
 encoded(imported, source)    features and projections of all images, kept on disk
 """
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +15,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from prototile.backbones import Backbone, ResNet, ViT
-from prototile.checkpoints import Imported, ImportedHead, native
+from prototile.checkpoints import Imported, ImportedHead
 from prototile.data import BadImage, Source, default_workers
 from prototile.evaluation import Crop, Stored, outputs_of
 from prototile.evaluation.features import evaluating
 from prototile.evaluation.stored import weights_hash
 from prototile.types import Features
-from prototile.views import Augmentation, Engine, Group, Normalization, preset, small
+from prototile.views import Augmentation, Engine, Group, preset, small
 from prototile.views.masks import Draw
 
 FEATURES, PROJECTIONS = "features", "projections"
@@ -45,13 +43,12 @@ def device_named(name: str) -> torch.device:
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
-def crop_of(imported: Imported, path: str | Path, size: int | None = None, resize: int | None = None) -> Crop:
+def crop_of(imported: Imported, size: int | None = None, resize: int | None = None) -> Crop:
     """What a run says of the images that it has seen; else 224 pixels, or what the network was built for if less."""
-    seen = _seen(Path(path)) if imported.layout == "prototile" else None
+    seen = imported.seen
     if seen is None:
         return Crop(_usual(imported.backbone) if size is None else size, resize)
-    pixels = Normalization(tuple(seen["mean"]), tuple(seen["std"]))
-    return Crop(seen["size"] if size is None else size, resize, pixels)
+    return Crop(seen.size if size is None else size, resize, seen.normalization)
 
 
 def encoded(
@@ -136,14 +133,6 @@ def _read(source: Source, index: int) -> Tensor | None:
         return source.image(index)
     except BadImage:
         return None
-
-
-def _seen(path: Path) -> dict[str, Any] | None:
-    """What the export of a run says of its images: of the run's folder, its folder `model`, or a file in one of its."""
-    for folder in (path / "model", path, path.parent, path.parent.parent / "model"):
-        if (folder / native.CONFIG).is_file():
-            return json.loads((folder / native.CONFIG).read_text()).get("images")
-    return None
 
 
 def _outputs(backbone: Backbone, projectors: Mapping[str, nn.Module]) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:

@@ -1,6 +1,7 @@
 """`prototile evaluate`, from a command line: protocols on images, or two sets of records beside each other.
 
-compare_files(a, b)    by how much one set of records is better than another
+compare_files(a, b)       by how much one set of records is better than another
+write_page(file, sets)    records as a page
 """
 
 import argparse
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from prototile import distributed
+from prototile.checkpoints import write_atomically
 from prototile.checkpoints.imported import Choice
 from prototile.cli.evaluating import USUAL, Groups, evaluate, records_file
 from prototile.cli.protocols import PROTOCOLS
@@ -18,10 +20,16 @@ from prototile.evaluation.logistic import Metric
 from prototile.evaluation.lowshot import LAMBDA
 from prototile.evaluation.records import FILE, Record, read, table
 from prototile.evaluation.transfer import SUITE
+from prototile.reports.audit.comparing import distinct
+from prototile.reports.evaluations import by_checkpoint, render_evaluations
+from prototile.reports.evaluations.blocks import Sets
 
 
-def compare_files(first: str | Path, second: str | Path) -> list[Difference]:
-    """All that two sets of records share; each is a file, a folder that has one, or either with `:CHECKPOINT`."""
+def compare_files(first: str | Path, second: str | Path, report: str | Path | None = None) -> list[Difference]:
+    """All that two sets of records share; each is a file, a folder that has one, or either with `:CHECKPOINT`.
+
+    `report` is a page to write.
+    """
     a, b = (_one_checkpoint(str(x)) for x in (first, second))
     found = compare_all(a, b)
     if not found:
@@ -30,7 +38,15 @@ def compare_files(first: str | Path, second: str | Path) -> list[Difference]:
             f"{first} and {second} share no protocol with the same options and test images: one has {said[0]}, the "
             f"other {said[1]}"
         )
+    if report is not None:
+        write_page(report, dict(zip(distinct([str(first), str(second)]), (a, b), strict=True)), compared=True)
     return found
+
+
+def write_page(file: str | Path, sets: Sets, *, compared: bool = False) -> None:
+    """The page of these records; `compared` with the differences of the second set from the first."""
+    text = render_evaluations(sets, compared=compared)
+    write_atomically(Path(file), lambda written: written.write(text.encode("utf-8", "replace")))
 
 
 def _one_checkpoint(text: str) -> list[Record]:
@@ -54,13 +70,16 @@ def _one_checkpoint(text: str) -> list[Record]:
 def command(words: Sequence[str]) -> None:
     """`prototile evaluate`."""
     given = vars(_parser().parse_args(words))
-    compared = given.pop("compare")
-    checkpoint = given.pop("checkpoint")
+    compared, checkpoint, report = (given.pop(name) for name in ("compare", "checkpoint", "report"))
+    if report is not None:
+        _check_page(Path(report))
     if compared is not None:
         if checkpoint is not None:
             raise ValueError("--compare takes two sets of records and no checkpoint")
-        for difference in compare_files(*compared):
+        for difference in compare_files(compared[0], compared[1], report):
             print(difference)
+        if report is not None:
+            print(f"\nThe page: {report}")
         return
     if checkpoint is None:
         raise ValueError("which checkpoint? `prototile evaluate CHECKPOINT --data ...`; --help says more")
@@ -73,6 +92,16 @@ def command(words: Sequence[str]) -> None:
                 for each in record.details.get("groups", [])[:1]:
                     print(f"{record.protocol}, by {each['by']}: {_groups_said(each)}")
             print(f"\nThe records: {records_file(checkpoint, given['out'])}")
+            if report is not None:
+                write_page(report, by_checkpoint(records))
+                print(f"The page: {report}")
+
+
+def _check_page(file: Path) -> None:
+    """Before anything is computed: can a page be written there?"""
+    if file.is_dir():
+        raise ValueError(f"{file} is a folder: name the page to write, --report {file / 'evaluations.html'}")
+    file.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _groups_said(told: Mapping[str, Any]) -> str:
@@ -83,11 +112,12 @@ def _groups_said(told: Mapping[str, Any]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    listed = "\n".join(f"  {name:13} {protocol.about}" for name, protocol in PROTOCOLS.items())
+    listed = "\n".join(f"  {name:20} {protocol.about}" for name, protocol in PROTOCOLS.items())
     parser = argparse.ArgumentParser(
         prog="prototile evaluate",
         description="Says what the features of a checkpoint are worth, by the protocols of the papers.",
-        epilog=f"Protocols:\n{listed}\n\nThe transfer suite: {', '.join(SUITE)}.",
+        epilog=f"Protocols:\n{listed}\n\nThe transfer suite: {', '.join(SUITE)}.\n"
+        "Fine-tuning, with some of the labels or all, is `prototile finetune`.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
@@ -102,6 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--transfer", metavar="ROOT", help="run the transfer suite on the data sets in this folder")
     add("--datasets", nargs="+", choices=tuple(SUITE), metavar="NAME", help="these of the suite (all that are there)")
     add("--out", help=f"file of records, or a folder for {FILE} (the run's own, or here)")
+    add("--report", metavar="PAGE", help="write these records, or what is compared, as a page (HTML)")
     add("--again", action="store_true", help="run what has been finished already")
     add("--compare", nargs=2, metavar=("A", "B"), help="compare two files of records, or runs, and nothing else")
     add("--groups", choices=get_args(Groups), default="auto", help="head, middle, tail: by 100 and 20 images (auto)")

@@ -39,7 +39,7 @@ def export_checkpoint(
     backbone = imported.backbone.eval()
     if out.suffix != ".onnx":
         return write_weights(backbone, out, names=names)
-    write_onnx(backbone, out, crop_of(imported, path, size).size, channels=_channels(backbone))
+    write_onnx(backbone, out, crop_of(imported, size).size, channels=_channels(backbone))
     return None
 
 

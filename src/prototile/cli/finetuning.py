@@ -10,12 +10,16 @@ from typing import Any, Literal, get_args
 import yaml
 from torch import nn
 
+from prototile import distributed
 from prototile.checkpoints import Imported, load
 from prototile.checkpoints.imported import Choice
 from prototile.cli.encoding import crop_of
 from prototile.cli.running import usual_test
 from prototile.data import Source, named, open_source, stratified
+from prototile.data.subsets import listed
+from prototile.evaluation.records import FILE, append, finished
 from prototile.evaluation.stored import fingerprint, weights_hash
+from prototile.training.continuing.described import describe
 from prototile.training.finetuning import RECIPES, FineTuned, Recipe, finetune, first_layer
 from prototile.training.finetuning import recipe as published
 from prototile.training.finetuning.running import RECORD
@@ -45,7 +49,8 @@ def finetune_checkpoint(
     settings: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> FineTuned:
-    """Trains the backbone of a checkpoint, of any project that is known, on labels; leaves runs and a record in `out`.
+    """Trains the backbone of a checkpoint, of any project that is known, on labels; leaves runs and a record in `out`,
+    and the record among the evaluations of the run that `path` is, or in `out`.
 
     `data` is named as for `pretrain`; it is tested on `test`, or on another split of `data`. `recipe` is a name of
     `prototile.training.finetuning.RECIPES`, and `settings` change it by the names of its fields: `{"epochs": 5}`
@@ -65,7 +70,7 @@ def finetune_checkpoint(
     if validation is not None or validation_split is not None:
         judged = open_source(validation or data, validation_split)
     weights = weights_hash(backbone)
-    described = _described(imported)
+    described = _described(imported) or describe(backbone)
     config = {"weights": weights, "network": network, "data": data, "split": split, "subset_seed": subset_seed}
     about = {
         "checkpoint": Path(path).resolve().name,
@@ -74,7 +79,7 @@ def finetune_checkpoint(
         "packages": environment()["packages"],
     }
     logger.info("%s; %s to learn from, %s to test on", imported, f"{len(train):,} images", f"{len(tested):,}")
-    return finetune(
+    record = finetune(
         backbone,
         train,
         tested,
@@ -88,6 +93,21 @@ def finetune_checkpoint(
         about=about,
         **options,
     )
+    if distributed.rank() == 0:
+        _noted(record, records_of(path, out))
+    return record
+
+
+def records_of(path: str | Path, out: str | Path) -> Path:
+    """The file of records: a run's own, or the one in `out`."""
+    return (Path(path) if Path(path).is_dir() else Path(out)) / FILE
+
+
+def _noted(record: FineTuned, file: Path) -> None:
+    """Adds the record to a file of evaluations; once, however often the same call is resumed."""
+    line = record.as_record()
+    if all(found.values != line.values for found in finished(file, line.key)):
+        append(file, line)
 
 
 def command(words: Sequence[str]) -> None:
@@ -98,9 +118,10 @@ def command(words: Sequence[str]) -> None:
         if (value := given.pop(name)) is not None:
             settings[name] = tuple(value) if isinstance(value, list) else value
     given["seeds"] = tuple(given["seeds"])
-    record = finetune_checkpoint(given.pop("checkpoint"), settings=settings, **given)
+    checkpoint = given.pop("checkpoint")
+    record = finetune_checkpoint(checkpoint, settings=settings, **given)
     print(record)
-    print(f"the record is {Path(given['out']) / RECORD}")
+    print(f"the record is {Path(given['out']) / RECORD}, and a line of {records_of(checkpoint, given['out'])}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -165,7 +186,7 @@ def _adjusted(
     if unknown := sorted(set(settings) - _FIELDS):
         raise ValueError(f"a recipe has no {', '.join(unknown)}: it has {', '.join(sorted(_FIELDS))}")
     base = published(recipe) if isinstance(recipe, str) else recipe
-    crop = crop_of(imported, path, settings.pop("size", None))
+    crop = crop_of(imported, settings.pop("size", None))
     changed: dict[str, Any] = {"size": crop.size}
     if crop.size < _SMALL and "smallest_crop" not in settings and isinstance(recipe, str):
         changed["smallest_crop"] = _SMALLEST
@@ -178,8 +199,7 @@ def _adjusted(
 def _part(source: Source, share: float | None, ids: str | Path | None, seed: int) -> Source:
     """What is learnt from."""
     if ids is not None:
-        lines = Path(ids).expanduser().read_text(encoding="utf-8").splitlines()
-        return named(source, [line.strip() for line in lines if line.strip()])
+        return named(source, listed(Path(ids).expanduser()))
     return source if share is None else stratified(source, share, seed=seed)
 
 

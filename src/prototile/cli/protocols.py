@@ -156,15 +156,22 @@ def _label_free(task: Task) -> list[Outcome]:
 
 
 def _linear(
-    recipe_of: Callable[[Task], LinearRecipe], seeds: tuple[int, ...] = (0,)
-) -> Callable[[Task], list[Outcome]]:
+    about: str,
+    reads: Callable[[Subject], Mapping[str, Readout]],
+    recipe_of: Callable[[Task], LinearRecipe],
+    *,
+    heeds: tuple[str, ...] = (),
+    seeds: tuple[int, ...] = (0,),
+    squeezed: Callable[[str], bool] = lambda data: False,
+    mirrored: Callable[[Options, str], bool] = lambda options, data: False,
+) -> Protocol:
     """A published linear protocol."""
 
     def measure(task: Task) -> list[Outcome]:
         task.several("a linear protocol")
         recipe, options = recipe_of(task), task.options
         labels = task.hidden()
-        feeds = _views(task, recipe) if options.augmented else None
+        feeds = _views(task, recipe, reads(task.subject)) if options.augmented else None
         places = {name: 4 for name in task.train.features if name == "map"}
 
         def measured(seed: int) -> dict[str, Any]:
@@ -195,10 +202,10 @@ def _linear(
         }
         return [gathered("top1", chosen_seeds, found, found[0]["selected_on"], details)]
 
-    return measure
+    return Protocol(about, reads, (*_SWEEP, *heeds), measure, squeezed, mirrored)
 
 
-def _views(task: Task, recipe: LinearRecipe) -> published.Feeds:
+def _views(task: Task, recipe: LinearRecipe, readouts: Mapping[str, Readout]) -> published.Feeds:
     """Another view of each image in every epoch."""
     train, subject = task.train, task.subject
 
@@ -209,17 +216,11 @@ def _views(task: Task, recipe: LinearRecipe) -> published.Feeds:
 
     def of_crops(rows: Tensor, batch: int, seed: int) -> ViewsFeed:
         return ViewsFeed(
-            subject.backbone, train.source, _read(task, recipe), random_crops(subject.crop), batch,
+            subject.backbone, train.source, readouts, random_crops(subject.crop), batch,
             rows=train.taken[rows], seed=seed, workers=subject.workers,
         )  # fmt: skip
 
     return of_flips if recipe.crops == "flips" else of_crops
-
-
-def _read(task: Task, recipe: LinearRecipe) -> Mapping[str, Readout]:
-    return (
-        task.subject.vissl_readouts() if recipe.name.startswith("vissl") else {"linear": task.subject.linear_readout()}
-    )
 
 
 def vissl_name(data: str) -> str:
@@ -243,6 +244,15 @@ def _excb(task: Task) -> LinearRecipe:
 
 def _pooled(subject: Subject) -> dict[str, Readout]:
     return {"pooled": Readout()}
+
+
+def _map(subject: Subject) -> Mapping[str, Readout]:
+    """What VISSL reads of a ResNet's last map."""
+    readouts = subject.vissl_readouts()
+    if "map" not in readouts:
+        kind = type(subject.backbone).__name__
+        raise ValueError(f"linear-e2mc-transfer reads the last map of a ResNet, and this is a {kind}: linear-vissl")
+    return {"map": readouts["map"]}
 
 
 def _for_linear(subject: Subject) -> dict[str, Readout]:
@@ -269,29 +279,27 @@ PROTOCOLS: dict[str, Protocol] = {
         _knn,
     ),
     "probe": Protocol("a quick linear probe, to compare with itself only", _pooled, _LABELS, _probe),
-    "linear": Protocol(
-        "linear classifiers with 45 rates (iBOT), the best of them",
-        _for_linear,
-        _SWEEP,
-        _linear(lambda _: published.ibot()),
+    "linear": _linear(
+        "linear classifiers with 45 rates (iBOT), the best of them", _for_linear, lambda _: published.ibot()
     ),
-    "linear-dino": Protocol(
-        "a linear classifier with DINO's rate", _for_linear, _SWEEP, _linear(lambda _: published.dino())
-    ),
-    "linear-excb": Protocol(
-        "linear classifiers with 58 rates (ExCB); one for ResNets", _for_linear, _SWEEP, _linear(_excb)
-    ),
-    "linear-e2mc": Protocol(
+    "linear-dino": _linear("a linear classifier with DINO's rate", _for_linear, lambda _: published.dino()),
+    "linear-excb": _linear("linear classifiers with 58 rates (ExCB); one for ResNets", _for_linear, _excb),
+    "linear-e2mc": _linear(
         "a linear classifier with the rate of VICReg, SwAV or SimSiam (E2MC), three seeds",
         _pooled,
-        (*_SWEEP, "method"),
-        _linear(_e2mc, (0, 1, 2)),
+        _e2mc,
+        heeds=("method",),
+        seeds=(0, 1, 2),
     ),
-    "linear-vissl": Protocol(
+    "linear-e2mc-transfer": _linear(
+        "a linear classifier on a ResNet's last map, as E2MC has it on iNaturalist 2018",
+        _map,
+        lambda _: published.e2mc_transfer(),
+    ),
+    "linear-vissl": _linear(
         "two classifiers on two features (VISSL), by data set: CLEVR, KITTI, Places, iNaturalist ...",
         lambda subject: subject.vissl_readouts(),
-        _SWEEP,
-        _linear(lambda task: published.vissl(vissl_name(task.name))),
+        lambda task: published.vissl(vissl_name(task.name)),
         squeezed=_whole,
         mirrored=_flips,
     ),

@@ -81,7 +81,7 @@ class Subject:
             imported,
             backbone.to(there).requires_grad_(False),
             weights,
-            crop_of(imported, path, size, resize),
+            crop_of(imported, size, resize),
             default_cache() if cache is None else Path(cache),
             there,
             batch,

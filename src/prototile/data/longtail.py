@@ -189,8 +189,11 @@ class GroupMeans(NamedTuple):
 
 
 def group_means(values: Float[np.ndarray, " c"], groups: Groups) -> GroupMeans:
-    """The mean of `values` (per-class accuracies, say) over the classes of each group; NaN where a group has none."""
-    return GroupMeans(*(float(values[ids].mean()) if len(ids) else float("nan") for ids in groups))
+    """The mean of `values` (per-class accuracies, say) over the classes of each group that have one, which is a number;
+    NaN where a group has none.
+    """
+    known = (values[ids][np.isfinite(values[ids])] for ids in groups)
+    return GroupMeans(*(float(found.mean()) if len(found) else float("nan") for found in known))
 
 
 @dataclass(frozen=True, eq=False)

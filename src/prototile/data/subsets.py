@@ -3,6 +3,8 @@
     stratified(source, share)    the same share of every class: 1%, 10%
     held_out(source, share)      what is left to train on, and a part to validate on
     named(source, ids)           the images of a list, such as ImageNet's official 1%
+    listed(file)                 the ids that a file names
+    numbers_of(wanted, ids)      the numbers of images by their ids
     some_of(source, limit)       at most so many images, whatever their labels
     drawn(labels, seed)          the images of each class, in the order that all of these take them
 
@@ -10,8 +12,8 @@ Axes: n images, m of them that are kept, c classes.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from pathlib import PurePosixPath
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from jaxtyping import Int
@@ -51,21 +53,34 @@ def held_out(source: Source, share: float, *, seed: int = 0) -> tuple[Subset, Su
 
 def named(source: Source, ids: Iterable[str]) -> Subset:
     """The images with these ids, in the order of `source`; the last part of a path is enough where it is unique."""
-    wanted = list(dict.fromkeys(ids))
+    return Subset(source, numbers_of(ids, [source.id(i) for i in range(len(source))]))
+
+
+def listed(file: Path) -> list[str]:
+    """The ids that a file names, one a line."""
+    lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    return [line.strip() for line in lines if line.strip()]
+
+
+def numbers_of(wanted: Iterable[str], ids: Sequence[str]) -> Int[np.ndarray, " m"]:
+    """The numbers, in order, of the images that are wanted among those with these ids; names of files are enough.
+
+    ImageNet's lists name files (n01440764_10026.JPEG), ids are paths (n01440764/n01440764_10026.JPEG).
+    """
+    wanted = list(dict.fromkeys(wanted))
     if not wanted:
         raise ValueError("the list names no images")
-    full = {source.id(i): i for i in range(len(source))}
-    counts = Counter(PurePosixPath(id).name for id in full)
-    short = {PurePosixPath(id).name: i for id, i in full.items()}
-    found = {id: full.get(id, short.get(id)) for id in wanted}
-    if twice := [id for id in wanted if id not in full and counts[id] > 1]:
+    whole = {id: number for number, id in enumerate(ids)}
+    names = Counter(PurePosixPath(id).name for id in whole)
+    short = {PurePosixPath(id).name: number for id, number in whole.items()}
+    if twice := [id for id in wanted if id not in whole and names[id] > 1]:
         raise ValueError(f"several images are called {', '.join(twice[:_SHOWN])}: give their whole ids")
-    if missing := [id for id, index in found.items() if index is None]:
+    if missing := [id for id in wanted if id not in whole and id not in short]:
         raise ValueError(
             f"{len(missing)} of {len(wanted)} images of the list are not in this data: {', '.join(missing[:_SHOWN])}; "
-            f"ids look like {source.id(0)}"
+            f"ids look like {ids[0] if ids else '(there are none)'}"
         )
-    return Subset(source, np.array(sorted({index for index in found.values() if index is not None}), np.int64))
+    return np.array(sorted({whole.get(id, short.get(id, -1)) for id in wanted}), np.int64)
 
 
 def some_of(source: Source, limit: int | None, seed: int = 0) -> Source:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from prototile.evaluation.records import Record, shown, unpacked, unpacked_classes
+from prototile.evaluation.records import Record, is_share, shown, unpacked, unpacked_classes
 
 _DRAWS = 2000  # of a bootstrap
 _LEVEL = 0.95  # of the interval
@@ -50,10 +50,11 @@ class Difference:
 
     def __str__(self) -> str:
         values = f"{shown(self.first, self.metric)} -> {shown(self.second, self.metric)}"
-        said = f"{self.protocol} ({self.metric}): {values}, {100 * self.difference:+.2f} points"
+        scale, unit = (100, " points") if is_share(self.metric) else (1, "")
+        said = f"{self.protocol} ({self.metric}): {values}, {scale * self.difference:+.2f}{unit}"
         if self.p is None:
             return f"{said}; {self.test}"
-        return f"{said} [{100 * self.low:+.2f}, {100 * self.high:+.2f}], p = {self.p:.2g} ({self.test})"  # type: ignore[operator]
+        return f"{said} [{scale * self.low:+.2f}, {scale * self.high:+.2f}], p = {self.p:.2g} ({self.test})"  # type: ignore[operator]
 
 
 def compare(first: Record, second: Record, *, seed: int = 0) -> Difference:

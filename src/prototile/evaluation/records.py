@@ -7,6 +7,7 @@
     Parts                    what an evaluation that was interrupted had finished
     packed, unpacked         which images were right, in little room
     table                    records as lines of text
+    shown, chosen_said       a value, and what was chosen, in words
 
 n images.
 """
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 FILE = "evaluations.jsonl"
+_OWN_UNITS = ("RankMe", "alpha-ReQ", "LiDAR")
 
 
 @dataclass(frozen=True)
@@ -100,11 +102,16 @@ class Record:
         return f"{self.protocol}: {shown(self.value, self.metric)}{spread} ({self.metric}{flattered})"
 
 
+def is_share(metric: str) -> bool:
+    """Whether its values are shares; others are ranks and exponents."""
+    return metric not in _OWN_UNITS
+
+
 def shown(value: float, metric: str) -> str:
     """A share as per cent; ranks and exponents as they are."""
     if math.isnan(value):
         return "-"
-    return f"{value:.2f}" if metric in ("RankMe", "alpha-ReQ", "LiDAR") else f"{100 * value:.2f}%"
+    return f"{100 * value:.2f}%" if is_share(metric) else f"{value:.2f}"
 
 
 def append(file: Path, *records: Record) -> None:
@@ -215,22 +222,21 @@ def table(records: Iterable[Record]) -> str:
     rows = [("protocol", "metric", "value", "images", "chosen", "seconds")]
     for x in records:
         spread = "" if x.standard_error is None else f" ± {100 * x.standard_error:.2f}"
-        rows.append((
-            x.protocol, x.metric, shown(x.value, x.metric) + spread, f"{x.images:,}", _chosen(x), f"{x.seconds:.1f}",
-        ))  # fmt: skip
+        chosen = chosen_said(x) + (" (on test)" if x.chosen and x.selected_on == "test" else "")
+        rows.append(
+            (x.protocol, x.metric, shown(x.value, x.metric) + spread, f"{x.images:,}", chosen, f"{x.seconds:.1f}")
+        )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
-def _chosen(record: Record) -> str:
-    """Of the first seed; a mark where others chose otherwise."""
+def chosen_said(record: Record) -> str:
+    """What was chosen for the first seed; a mark where others chose otherwise."""
     if not record.chosen:
         return ""
     said = ", ".join(f"{name} {_short(value)}" for name, value in record.chosen[0].items())
-    others = " ..." if any(x != record.chosen[0] for x in record.chosen[1:]) else ""
-    on = " (on test)" if record.selected_on == "test" else ""
-    return f"{said}{others}{on}"
+    return said + (" ..." if any(x != record.chosen[0] for x in record.chosen[1:]) else "")
 
 
 def _short(value: Any) -> str:

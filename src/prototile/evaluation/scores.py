@@ -1,6 +1,7 @@
 """What predictions are worth: the metrics of the protocols, of each class and over all.
 
     class_accuracies        of each class; NaN where it has no images
+    shares                  the same from counts
     mean_per_class          their mean: Caltech101, Flowers, Pets
     average_precision       of ranked scores: VOC
     mean_average_precision  its mean over classes
@@ -19,15 +20,19 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from prototile.data.longtail import Groups
+from prototile.data.longtail import Groups, group_means
 
 Points = Literal["steps", "envelope", "eleven"]
 
 
 def class_accuracies(right: Bool[Tensor, " n"], labels: Int[Tensor, " n"], classes: int) -> Float[Tensor, " c"]:
     """The share of each class's images that are right, in float64."""
-    total = torch.bincount(labels, minlength=classes).double()
-    return torch.bincount(labels[right], minlength=classes).double() / torch.where(total > 0, total, torch.nan)
+    return shares(torch.bincount(labels[right], minlength=classes), torch.bincount(labels, minlength=classes))
+
+
+def shares(right: Int[Tensor, " c"], images: Int[Tensor, " c"]) -> Float[Tensor, " c"]:
+    """Of each class's images those that are right, in float64; NaN where it has none."""
+    return right.double() / torch.where(images > 0, images.double(), torch.nan)
 
 
 def mean_per_class(right: Bool[Tensor, " n"], labels: Int[Tensor, " n"]) -> float:
@@ -129,14 +134,9 @@ def grouped(
     parts = Groups.by_count(numbers) if by == "counts" else Groups.by_thirds(numbers)
     accuracies = class_accuracies(right, labels, len(counts)).numpy()
     images = np.bincount(labels.numpy(), minlength=len(counts))
+    means = group_means(accuracies, parts)._asdict()
     groups = {
-        name: Group(_mean(accuracies[ids]), len(ids), int(np.isfinite(accuracies[ids]).sum()), int(images[ids].sum()))
+        name: Group(means[name], len(ids), int(np.isfinite(accuracies[ids]).sum()), int(images[ids].sum()))
         for name, ids in parts._asdict().items()
     }
-    return Grouped(by, groups, _mean(accuracies))
-
-
-def _mean(values: np.ndarray) -> float:
-    """Over those that are numbers."""
-    values = values[np.isfinite(values)]
-    return float(values.mean()) if len(values) else float("nan")
+    return Grouped(by, groups, float(torch.from_numpy(accuracies).nanmean()))

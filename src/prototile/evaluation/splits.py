@@ -10,16 +10,15 @@ A seed gives a class's images one order (`prototile.data.subsets.drawn`): a larg
 n images, m of them.
 """
 
-from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from prototile.data.subsets import drawn
+from prototile.data.subsets import drawn, listed, numbers_of
 from prototile.views.randomness import Stream, generator
 
 Numbers = Int[Tensor, " _m"]
@@ -75,24 +74,11 @@ def write_ids(file: Path, ids: Sequence[str]) -> None:
 
 
 def read_ids(file: Path, ids: Sequence[str]) -> Numbers:
-    """The numbers of the images that a list names, among images with these ids; names of files are enough.
-
-    ImageNet's lists name files (n01440764_10026.JPEG), ids are paths (n01440764/n01440764_10026.JPEG).
-    """
-    wanted = [line.strip() for line in file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()]
-    wanted = list(dict.fromkeys(filter(None, wanted)))
-    if not wanted:
-        raise ValueError(f"{file} names no images")
-    whole = {id: number for number, id in enumerate(ids)}
-    names = Counter(PurePosixPath(id).name for id in ids)
-    short = {PurePosixPath(id).name: number for id, number in whole.items()}
-    found = [whole.get(id, short.get(id) if names[id] < 2 else None) for id in wanted]
-    if missing := [id for id, number in zip(wanted, found, strict=True) if number is None]:
-        raise ValueError(
-            f"{len(missing)} of the {len(wanted)} images that {file} names are not in this data, or several are called "
-            f"so: {missing[0]}; ids look like {ids[0] if ids else '(there are none)'}"
-        )
-    return _numbers(np.array([number for number in found if number is not None]))
+    """The numbers of the images that a list names, among images with these ids; names of files are enough."""
+    try:
+        return _numbers(numbers_of(listed(file), ids))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
 
 
 def _numbers(numbers: Int[np.ndarray, " m"]) -> Numbers:

@@ -112,7 +112,8 @@ class ClassTokens(Objective):
             return predicted, teacher.assignments(temperature).detach()
         predicted = predicted.hold()
         own = predicted if teacher.count == student.count else predicted.leading(teacher.count, student.count)
-        return predicted, replace(own, temperature=temperature).detach()
+        offset = teacher.network.head.prototypes.offset(temperature)
+        return predicted, replace(own, temperature=temperature, offset=offset).detach()
 
     def _balanced(self, scored: Assignments, progress: Progress) -> Assignments:
         if self.queue is None or progress.epoch < self.queue_from:

@@ -2,7 +2,9 @@
 
     chart(lines, ...)      lines and points over two axes, with what a pointer reads at each place
     cloud(points, ...)     points without axes, as a map has them
+    ranges(rows, x)        rows of values with the intervals around them, over one axis
     tiling(groups)         every item a tile, groups as patches of tiles
+    Figure                 a drawing with its title, what its colours are, and how to read it
 
 A `kind` is a class that the style sheet gives a colour. Places are in units of the drawing, about pixels of a phone.
 """
@@ -16,8 +18,10 @@ from markupsafe import Markup, escape
 from prototile.reports.page import raised
 
 WIDTH, HEIGHT = 460, 300
+KINDS = ("kind2", "kind1", "kind3", "kind4", "kind5", "kind6")  # of things beside each other
 LEFT, RIGHT, TOP, BOTTOM = 40, 12, 26, 42
 TILE = 10
+_NAME, _RANGE, _INSET, _LONGEST = 24, 14, 14, 64  # of rows of ranges: heights, a margin, letters of a name
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,17 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Range:
+    """A value and what is as likely, from `low` to `high`."""
+
+    value: float
+    low: float
+    high: float
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Rule:
     """A level that is worth knowing."""
 
@@ -71,6 +86,17 @@ class Tip:
 
     at: float
     text: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """`legend` names kinds of colour; maps are `square`."""
+
+    title: str
+    drawing: Markup
+    caption: str
+    legend: tuple[tuple[str, str], ...] = ()
+    square: bool = False
 
 
 def even_ticks(high: float, wished: int = 5) -> list[float]:
@@ -90,6 +116,15 @@ def power_ticks(low: float, high: float, most: int = 7) -> list[float]:
     finer = [factor * 10.0**power for power in range(first - 1, last + 1) for factor in (1, 2, 5)]
     found = [tick for tick in finer if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
     return found if len(found) > 1 else [low, high]
+
+
+def round_ticks(low: float, high: float, wished: int = 5) -> list[float]:
+    """Round numbers between the two."""
+    raw = max(high - low, 1e-12) / wished
+    size = 10 ** math.floor(math.log10(raw))
+    step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= raw * (1 - 1e-9))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(i * step, 12) + 0.0 for i in range(first, last + 1)]
 
 
 def chart(
@@ -169,6 +204,39 @@ def cloud(points: Sequence[Point], *, title: str, side: int = WIDTH) -> Markup:
     return drawing(parts, side, side, title)
 
 
+def ranges(rows: Sequence[tuple[str, Sequence[Range]]], x: Axis, *, title: str, rules: Sequence[Rule] = ()) -> Markup:
+    """Each row a name and, below it, its values one under the other; `rules` are levels of x."""
+    left, right = _INSET, WIDTH - _INSET
+    height = sum(_NAME + _RANGE * len(found) for _, found in rows)
+    bottom = TOP + height
+
+    def across(value: float) -> float:
+        return x.place(value, left, right)
+
+    parts = [Markup('<g class="grid">')]
+    for tick in x.ticks:
+        at = across(tick)
+        parts.append(_line(at, TOP - 6, at, bottom))
+        parts.append(_text(at, bottom + 17, _number(tick), "tick middle"))
+    parts.append(Markup("</g>"))
+    parts.append(_text(WIDTH / 2, bottom + BOTTOM - 6, x.label, "name middle"))
+    parts.append(Markup('<g class="rules">'))
+    for rule in rules:
+        parts.append(_line(across(rule.level), TOP - 6, across(rule.level), bottom))
+        parts.append(_text(across(rule.level), TOP - 12, rule.text, "note middle"))
+    parts.append(Markup("</g>"))
+    y = float(TOP)
+    for name, found in rows:
+        parts.append(_text(0, y + 13, name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…", "name"))
+        y += _NAME
+        for each in found:
+            start, end = across(each.low), across(each.high)
+            parts.append(_line_of(each.kind, start, end, y))
+            parts.append(_mark(Point(each.value, 0, each.kind, each.text), across(each.value), y))
+            y += _RANGE
+    return drawing(parts, WIDTH, bottom + BOTTOM, title)
+
+
 def tiling(groups: Sequence[int], *, title: str) -> Markup:
     """A tile for every item, in patches: groups follow each other along a curve that keeps neighbours together."""
     places = _curve(sum(groups))
@@ -238,6 +306,10 @@ def _path(places: Sequence[tuple[float, float]], steps: bool) -> str:
 
 def _line(x1: float, y1: float, x2: float, y2: float) -> Markup:
     return Markup('<line x1="{}" y1="{}" x2="{}" y2="{}"/>').format(_r(x1), _r(y1), _r(x2), _r(y2))
+
+
+def _line_of(kind: str, start: float, end: float, y: float) -> Markup:
+    return Markup('<path class="line {}" d="M{} {}H{}"/>').format(kind, _r(start), _r(y), _r(end))
 
 
 def _text(x: float, y: float, text: str, kind: str) -> Markup:

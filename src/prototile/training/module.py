@@ -21,6 +21,7 @@ from torch import Tensor
 
 from prototile import distributed
 from prototile.balancing import Queue
+from prototile.checkpoints.imported import Seen
 from prototile.data import Loader
 from prototile.methods import Method, Supervised, Terms
 from prototile.schedules import Progress
@@ -161,6 +162,7 @@ class Training(pl.LightningModule):
         checkpoint["prototile"] = {
             "loader": self.loader.state_dict(),
             "settings": self._settings,
+            "images": Seen.of(self.loader.augmentation).as_dict(),
             "ranks": distributed.world_size(),
             "buffers": distributed.gather_objects(buffers) if distributed.world_size() > 1 else [],
             "skipped_steps": self.skipped_steps,

@@ -56,6 +56,7 @@ def test_numbers_are_those_of_the_audit():
     assert f"{clusters.empty} of 64 clusters are empty" in text
     assert f"{found.share:.1%}".replace("%", " %") in text
     assert "NMI" in text
+    assert "80.0 % 35.0 %" in text  # majority labels, the best matching
     assert "5,000" not in text
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from continuing_cases import END, SIZE, SWAV, TEMPERATURE, batch_for, saved
+from continuing_cases import END, SIZE, SWAV, TEMPERATURE, batch_for, going_on, saved, weights_of
 from foreign_cases import CASES, _vicreg
 from prototile.backbones import resnet
 from prototile.checkpoints import export, load, native
@@ -42,6 +42,7 @@ METHODS = {
     "excb resnet": ("excb", True),
     "solo-learn dino": ("dino", True),
     "lightly msn": ("msn", True),
+    "lightly swav": ("swav", False),  # with a bias of its prototypes
 }
 
 
@@ -88,6 +89,21 @@ def test_what_the_file_holds_goes_on(case, tmp_path):
     silent = [name for name, p in student.items() if p.grad is None or not p.grad.any()]
     assert all(name.startswith("student.") for name in student)
     assert all("mask_token" in name or "patch_embed" in name for name in silent), silent  # of BEiT-like padding only
+
+
+def test_a_bias_of_prototypes_goes_on_and_learns(tmp_path):
+    """From the file into the run, from that into its checkpoint, and from there on again."""
+    contents = CASES["lightly swav"][0]()
+    bias = contents["state_dict"]["prototypes.heads.0.bias"]
+    path = saved(tmp_path, contents)
+    method = restore(path).method
+    assert torch.equal(method.student.head.prototypes.bias, bias)
+    going_on(path, tmp_path / "run", keep="last", epochs=1)
+    learned = weights_of(tmp_path / "run")["student.head.prototypes.bias"]
+    assert not torch.equal(learned, bias)
+    again = restore(tmp_path / "run")
+    assert torch.equal(again.method.student.head.prototypes.bias, learned)
+    assert torch.equal(load(tmp_path / "run").heads["cls"].prototypes.bias, learned)
 
 
 def test_a_centre_goes_on(tmp_path):

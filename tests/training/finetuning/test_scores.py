@@ -112,7 +112,7 @@ def test_a_line_of_evaluations(tmp_path):
     append(tmp_path / "evaluations.jsonl", line)
     (again,) = read(tmp_path / "evaluations.jsonl")
     assert again.as_dict() == line.as_dict()
-    assert (again.protocol, again.metric, again.value, again.images) == ("finetune", "top1", found.value, 10)
+    assert (again.protocol, again.metric, again.value, again.images) == ("finetune, plain", "top1", found.value, 10)
     assert again.standard_error == pytest.approx(found.error)
     assert (again.selected_on, again.chosen) == ("nothing", ({"lr": 0.1}, {"lr": 0.1}))
     assert again.details["scores"]["top1"]["seeds"] == [0.1, 0.3]

@@ -5,8 +5,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
-import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from prototile.checkpoints.foreign.filling import Misfit, State, count, listed, made, shape_of
@@ -89,14 +87,7 @@ def width_of(module: nn.Module, otherwise: int | None) -> int | None:
     return widths[-1] if widths else otherwise
 
 
-class Kept:
-    """Prototypes as a file has them, and what is added to their scores."""
-
-    def __init__(self, prototypes: Prototypes, bias: Float[Tensor, " k"] | None):
-        self.prototypes, self.bias = prototypes, bias
-
-
-def prototypes_of(state: State, score: Score, what: str, dims: int | None) -> list[Kept]:
+def prototypes_of(state: State, score: Score, what: str, dims: int | None) -> list[Prototypes]:
     """All sets of prototypes of a part; one, or several that are numbered."""
     if any(re.match(_SEVERAL, name) for name in state):
         number = count(state, _SEVERAL, f"sets of {what}", limit=50)
@@ -117,7 +108,7 @@ def prototypes_of(state: State, score: Score, what: str, dims: int | None) -> li
     return [_one(group, score, what, dims) for group in groups]
 
 
-def _one(state: State, score: Score, what: str, dims: int | None) -> Kept:
+def _one(state: State, score: Score, what: str, dims: int | None) -> Prototypes:
     unknown = [name for name in state if name not in WEIGHT_NORM]
     if unknown:
         raise Misfit(f"{what} are kept in a way that is not known: {listed(unknown)}")
@@ -130,7 +121,7 @@ def _one(state: State, score: Score, what: str, dims: int | None) -> Kept:
     rows, width = shape_of(found, "vectors", 2)
     if dims is not None and width != dims:
         raise Misfit(f"{what} have {width} dims and the embeddings {dims}")
-    bias = found.pop("bias", None)
+    bias = found.get("bias")
     if bias is not None and bias.shape != (rows,):
         raise Misfit(f"{what}: {len(bias)} biases for {rows} prototypes")
     if "gain" in found and found["gain"].shape != (rows, 1):
@@ -139,5 +130,4 @@ def _one(state: State, score: Score, what: str, dims: int | None) -> Kept:
     if lengths is not None and bool((lengths == 1).all()):
         del found["gain"]
     gain = "learned" if "gain" in found else "free" if lengths is None and score == "stored" else "one"
-    build = partial(Prototypes, width, rows, gain=gain)
-    return Kept(made(build, found, what), None if bias is None else bias.to(torch.float32))
+    return made(partial(Prototypes, width, rows, gain=gain, bias=bias is not None), found, what)

@@ -11,7 +11,7 @@ from prototile.backbones import Backbone
 from prototile.backbones.decoder import Decoder
 from prototile.checkpoints.foreign.decoders import decoder_of
 from prototile.checkpoints.foreign.filling import Misfit, finite, listed, made, numbers, renamed
-from prototile.checkpoints.foreign.heads import Kept, mlp_of, prototypes_of, width_of
+from prototile.checkpoints.foreign.heads import mlp_of, prototypes_of, width_of
 from prototile.checkpoints.foreign.layout import TOP, Layout, Path, Sorted, sort, tensors_in
 from prototile.checkpoints.foreign.networks import COMPUTED, Found, backbone_of, unbuilt
 from prototile.checkpoints.imported import Choice, Imported, ImportedHead
@@ -188,8 +188,8 @@ class Built:
                 continue
             module = self._projector(projector)
             dims = width_of(module, self._inputs)
-            for i, kept in enumerate(prototypes_of(state, self._layout.score, f"the {prototypes}", dims), start=1):
-                heads[kind if i == 1 else f"{kind}{i}"] = _head(module, kept)
+            for i, found in enumerate(prototypes_of(state, self._layout.score, f"the {prototypes}", dims), start=1):
+                heads[kind if i == 1 else f"{kind}{i}"] = ImportedHead(module, found).eval()
         return heads
 
     def _predictor(self) -> nn.Module | None:
@@ -199,10 +199,6 @@ class Built:
         projector = self._projectors.get("projector")
         inputs = self._inputs if projector is None else width_of(projector, self._inputs)
         return mlp_of(state, self._activation(), "the predictor", inputs, self._layout.bias)
-
-
-def _head(projector: nn.Module, kept: Kept) -> ImportedHead:
-    return ImportedHead(projector, kept.prototypes, kept.bias).eval()
 
 
 def _hint(contents: Mapping[str, Any]) -> str:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from prototile.audit.clusters import ClusterAudit, PowerFit
 from prototile.reports import svg
-from prototile.reports.audit.figure import Figure, above, histogram, of, rank_ticks, ranks, whole_ticks
+from prototile.reports.audit.figure import above, histogram, of, rank_ticks, ranks, whole_ticks
 from prototile.reports.page import count, percent, short
+from prototile.reports.svg import Figure
 
 Curve = list[tuple[float, float]]
 

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from prototile.audit.compare import Changes, Comparison, Row
 from prototile.audit.result import Audit
 from prototile.reports.audit import clusters, prototypes
-from prototile.reports.audit.figure import Figure
 from prototile.reports.page import count
+from prototile.reports.svg import KINDS, Figure
 
-KINDS = ("kind2", "kind1", "kind3", "kind4", "kind5", "kind6")
 LISTED = 12  # merges and splits of each kind
 
 

@@ -11,8 +11,9 @@ from markupsafe import Markup
 from prototile.audit.embeddings import EmbeddingAudit, NeighborDistances
 from prototile.audit.plain import Histogram
 from prototile.reports import svg
-from prototile.reports.audit.figure import Figure, histogram, ranks
+from prototile.reports.audit.figure import histogram, ranks
 from prototile.reports.page import count, minus, percent, short
+from prototile.reports.svg import Figure
 
 SPACES = {
     "raw": "as they are",

@@ -13,8 +13,9 @@ from typing import Any
 
 from prototile.audit.result import Audit
 from prototile.reports import svg
-from prototile.reports.audit.figure import Figure, above, ranks, round_ticks
+from prototile.reports.audit.figure import above, ranks
 from prototile.reports.page import count, percent, short
+from prototile.reports.svg import Figure, round_ticks
 
 CURVES = 5  # epochs whose sizes are drawn
 KINDS = ("age1", "age2", "age3", "age4", "age5")

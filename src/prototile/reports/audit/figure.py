@@ -3,9 +3,7 @@
 k prototypes.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from markupsafe import Markup
@@ -16,17 +14,6 @@ from prototile.reports.page import count
 
 PLACES = 160  # that a curve of many numbers is drawn by
 BANDS = 48  # places that a pointer can read
-
-
-@dataclass(frozen=True)
-class Figure:
-    """`legend` names kinds of colour; `zoom` is for drawings in which more is seen when they are large."""
-
-    title: str
-    drawing: Markup
-    caption: str
-    legend: tuple[tuple[str, str], ...] = ()
-    square: bool = False
 
 
 def histogram(
@@ -52,7 +39,7 @@ def histogram(
         told = [f"{edge:.3g} to {edges[i + 1]:.3g}"]
         told += [f"{name}: {100 * each[i]:.2g} %" for name, each in zip(names, shares, strict=True)]
         tips.append(svg.Tip(edge, "\n".join(told)))
-    ticks = svg.power_ticks(edges[0], edges[-1]) if powers else round_ticks(edges[0], edges[-1])
+    ticks = svg.power_ticks(edges[0], edges[-1]) if powers else svg.round_ticks(edges[0], edges[-1])
     up = svg.even_ticks(100 * highest, 4)
     scaled = [svg.Line([(a, 100 * b) for a, b in line.points], line.kind, steps=True, filled=True) for line in lines]
     return svg.chart(
@@ -63,15 +50,6 @@ def histogram(
         uprights=[rule for rule in uprights if edges[0] <= rule.level <= edges[-1]],
         tips=tips,
     )
-
-
-def round_ticks(low: float, high: float, wished: int = 5) -> list[float]:
-    """Round numbers between the two."""
-    raw = max(high - low, 1e-12) / wished
-    size = 10 ** math.floor(math.log10(raw))
-    step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= raw * (1 - 1e-9))
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(i * step, 12) + 0.0 for i in range(first, last + 1)]
 
 
 def ranks(number: int, *, log: bool = False, places: int = PLACES) -> list[int]:

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from prototile.audit.maps import Map
 from prototile.audit.result import Audit
 from prototile.reports import svg
-from prototile.reports.audit.figure import Figure, of
+from prototile.reports.audit.figure import of
 from prototile.reports.audit.pictures import Pictures
 from prototile.reports.audit.prototypes import SHADE_NAMES, shade
 from prototile.reports.page import count
+from prototile.reports.svg import Figure
 
 POINTS = 4000  # of a drawing: a page with more is slow
 HUES = 12

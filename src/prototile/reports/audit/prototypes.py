@@ -11,8 +11,9 @@ from markupsafe import Markup
 from prototile.audit.plain import Histogram
 from prototile.audit.prototypes import PrototypeAudit
 from prototile.reports import svg
-from prototile.reports.audit.figure import Figure, above, histogram, of, rank_ticks, ranks
+from prototile.reports.audit.figure import above, histogram, of, rank_ticks, ranks
 from prototile.reports.page import count, percent, short
+from prototile.reports.svg import Figure
 
 TILES = 4096  # prototypes that can be told apart as tiles
 SHADES = 6

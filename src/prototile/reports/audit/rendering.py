@@ -13,13 +13,15 @@ from prototile.audit.clusters import ClusterAudit
 from prototile.audit.compare import Comparison
 from prototile.audit.prototypes import PrototypeAudit
 from prototile.audit.result import Audit
+from prototile.evaluation.records import Record
 from prototile.reports import page
 from prototile.reports.audit import browsing, clusters, comparing, embeddings, epochs, maps, prototypes
 from prototile.reports.audit.browsing import Album, Browser
 from prototile.reports.audit.epochs import Epoch
-from prototile.reports.audit.figure import Figure
 from prototile.reports.audit.pictures import Pictures, Sheet
 from prototile.reports.audit.prototypes import Share
+from prototile.reports.evaluations import Evaluations, by_checkpoint
+from prototile.reports.svg import Figure
 
 ANSWERS = {"problem": "needs attention", "note": "worth knowing", "fine": "fine"}
 
@@ -57,12 +59,14 @@ def render_audit(
     epochs_of_run: Sequence[Epoch] = (),
     sheets: Mapping[str, Sequence[Sheet]] | None = None,
     facts: Mapping[str, str | Sequence[str]] | None = None,
+    evaluated: Sequence[Sequence[Record]] = (),
 ) -> str:
     """One page that needs nothing else: what was measured, with a verdict on top.
 
     Images are those that `pictures` gives; `sheets` are nearest neighbours by where embeddings were taken ("features");
     `others` and their `comparison` are shown beside; `epochs_of_run` is the same run over its epochs; `facts` are
-    further lines about the file, each a text or a list of texts. What is not given has no section.
+    further lines about the file, each a text or a list of texts; `evaluated` are records of evaluations of each audit's
+    run. What is not given has no section.
     """
     album = None if pictures is None else Album(pictures)
     names = [*dict.fromkeys([*audit.prototypes, *audit.clusters])]
@@ -88,6 +92,7 @@ def render_audit(
         titles=titles,
         written=comparing.written,
         epochs=list(epochs.figures(epochs_of_run)),
+        shown=_evaluations(titles, evaluated),
         data=_data(heads, album),
         skipped=0 if pictures is None else pictures.skipped,
         version=version("prototile"),
@@ -107,6 +112,15 @@ def _head(number: int, name: str, audit: Audit, pictures: Pictures | None, album
         cluster_figures=() if spread is None else tuple(clusters.figures(spread)),
         browser=None if found is None else browsing.browser(name, found, spread, pictures, album),
     )
+
+
+def _evaluations(titles: Sequence[str], evaluated: Sequence[Sequence[Record]]) -> Evaluations | None:
+    """Of each audit's run; where its weights have changed meanwhile, of each of them."""
+    sets = {}
+    for title, records in zip(titles, evaluated, strict=False):
+        found = by_checkpoint(records)
+        sets |= {title if len(found) == 1 else f"{title}: {name}": each for name, each in found.items()}
+    return Evaluations.of(sets) if sets else None
 
 
 def _data(heads: Sequence[Head], album: Album | None) -> dict[str, object]:

@@ -168,8 +168,6 @@ def _usable(head: ImportedHead | None, said: list[str]) -> ImportedHead | None:
     if head.projector is None:
         said.append("the file holds prototypes without the projector that leads to them: both are made anew")
         return None
-    if head.bias is not None:
-        said.append("what the project adds to the scores of its prototypes (a bias) is left out")
     return head
 
 

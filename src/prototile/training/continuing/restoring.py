@@ -161,9 +161,12 @@ def _which(student: Imported, teacher: Imported | None) -> str:
 
 
 def _contents(path: Path) -> Mapping[str, Any]:
-    """The file itself, for what is no network: state of the optimiser, settings."""
+    """The file itself, for what is no network: state of the optimiser, settings; not of a fine-tuned run's."""
     file = own.file_of(path) if path.is_dir() else path
-    return {} if file is None or own.looks_exported(file) else read(file)
+    if file is None or own.looks_exported(file):
+        return {}
+    contents = read(file)
+    return {} if own.is_finetuned(contents) else contents
 
 
 def _settings(contents: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -84,8 +84,10 @@ class FineTuned:
         decides = {name: value for name, value in about.items() if name != "packages"}
         hashes = about.get("hashes", {})
         told = self.as_dict()
+        protocol = f"finetune, {self.recipe}"
+        decides |= {"protocol": protocol, "seeds": self.seeds, "metric": self.metric, "select_on": self.select_on}
         return Record(
-            protocol="finetune",
+            protocol=protocol,
             metric=self.metric,
             value=self.value,
             images=self.n,
@@ -100,17 +102,19 @@ class FineTuned:
                 "name": about.get("checkpoint"),
                 "layout": about.get("layout"),
                 "network": about.get("network"),
-                "hash": hashes.get("weights"),
+                "weights": hashes.get("weights"),
             },
             data={
-                "train": about.get("data"),
+                "name": str(about.get("data", "")).partition(":")[0],
                 "train hash": hashes.get("train"),
                 "test hash": hashes.get("test"),
-                "crop": about.get("crop"),
+                "crop": told["settings"].get("crop"),
+                "train": self.train_images,
+                "test": self.n,
             },
             versions=versions(),
             finished=now(),
-            key=key_of({"protocol": "finetune", "seeds": self.seeds, "metric": self.metric, "settings": decides}),
+            key=key_of(decides | {"classes": self.classes}),
         )
 
     def __str__(self) -> str:

@@ -24,6 +24,7 @@ from prototile import distributed
 from prototile.data import Groups, Source, Subset, group_means
 from prototile.evaluation import Crop
 from prototile.evaluation.features import Shown, device_of, evaluating
+from prototile.evaluation.scores import shares
 from prototile.training.finetuning.classifier import Classifier
 from prototile.training.module import Training
 
@@ -75,13 +76,11 @@ def tallied(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> Int[Tens
 
 def scores_of(counts: Int[Tensor, "3 c"], groups: Groups) -> Scores:
     """The scores, from right answers and images of each class; classes without test images count nowhere."""
-    first, five, images = counts.double().cpu().numpy()
-    seen = images > 0
-    per_class = np.divide(first, images, out=np.full(len(images), np.nan), where=seen)
-    head, middle, tail = group_means(per_class, Groups(*(ids[seen[ids]] for ids in groups)))
-    total = float(images.sum())
-    mean = float(per_class[seen].mean())
-    return Scores(float(first.sum() / total), float(five.sum() / total), mean, head, middle, tail, int(total))
+    first, five, images = counts.cpu()
+    per_class = shares(first, images)
+    total = int(images.sum())
+    means = group_means(per_class.numpy(), groups)
+    return Scores(int(first.sum()) / total, int(five.sum()) / total, float(per_class.nanmean()), *means, total)
 
 
 def score(
