@@ -1,13 +1,16 @@
-"""Options, the GPU marker, and the two-rank process pool that starts once per session."""
+"""Options, the GPU marker, processes for one test, and the two-rank process pool that starts once per session."""
 
-from collections.abc import Iterator
+import multiprocessing
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jaxtyping
 import pytest
 import torch
 
 from ranks import RankPool
+from started import Started, forks
 
 torch.set_warn_always(True)  # warnings are errors: every one, not only the first
 torch.set_num_threads(1)  # the tests' tensors are small: more threads would only wait for each other
@@ -44,6 +47,27 @@ def _seeded() -> None:
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shapes go unchecked, as for users: what they get to see is the package's own error."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.fixture
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Started]]:
+    """Begins `function(*arguments)` in a process of its own, which the test does not leave behind."""
+    begun: list[Started] = []
+
+    def start(function: Callable[..., Any], *arguments: Any, **environment: str) -> Started:
+        begun.append(Started(tmp_path_factory.mktemp("process"), function, *arguments, environment=environment))
+        return begun[-1]
+
+    yield start
+    for process in begun:
+        process.kill()
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that the package starts with `multiprocessing` begin with all imported, too."""
+    context = forks()
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,6 @@
-"""Small runs of training: a method of a few parameters, and real ones, in this process or in others of their own.
+"""Small runs of training: a method of a few parameters, and real ones, in this process or in others of their own."""
 
-As a script it trains one case into a folder: `python training_cases.py CASE OUT [OPTION=VALUE ...]`.
-"""
-
-import ast
-import os
-import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -167,24 +162,17 @@ def train(case: str, out: Path | str, **options: Any) -> Any:
     return fit(make(), lambda: loader(views, workers), **settings)
 
 
-if __name__ == "__main__":
+def train_alone(case: str, out: Path, options: Mapping[str, Any], nap: float = 0.0) -> None:
+    """`train` for a process of its own; with a nap after each step, which it says, so that a test hits a moment."""
     torch.set_num_threads(1)
-    case, out, *given = sys.argv[1:]
-    options = dict(pair.split("=", 1) for pair in given)
-    if nap := float(options.pop("nap", "0")):  # lets a test hit a moment
-        import time
-
-        after_step = TinyMethod.after_step if case == "tiny" else None
-        from prototile.methods.prototypical import Prototypical
-
-        kind = TinyMethod if case == "tiny" else Prototypical
+    if nap:
+        kind = type(CASES[case][0]())
         usual = kind.after_step
 
-        def slowly(self, progress):
+        def slowly(self: Method, progress: Progress) -> None:
             usual(self, progress)
             print(progress.step, flush=True)
             time.sleep(nap)
 
         kind.after_step = slowly
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    train(case, out, **{name: ast.literal_eval(value) for name, value in options.items()})
+    train(case, out, **options)
