@@ -109,13 +109,13 @@ def tiny() -> Method:
     return TinyMethod()
 
 
-def dino_vit(drop_path: float = 0.3) -> Method:
+def dino_vit(drop_path: float = 0.3, depth: int = 2) -> Method:
     """With drop path and a centre."""
     from prototile.backbones.vit import vit
     from prototile.methods import dino
 
     torch.manual_seed(0)
-    backbone = vit("tiny", patch=4, image_size=SIDE, dims=16, depth=2, heads=2, drop_path=drop_path)
+    backbone = vit("tiny", patch=4, image_size=SIDE, dims=16, depth=depth, heads=2, drop_path=drop_path)
     return dino(backbone, num_prototypes=24, hidden=16, bottleneck=8)
 
 
@@ -144,6 +144,7 @@ CASES: dict[str, tuple[Callable[[], Method], str, Optimization]] = {
     "tiny": (tiny, "vicreg", Optimization(lr=Cosine(0.1, 0.0, warmup_epochs=1), clip=1.0)),
     "vit": (dino_vit, "dino", _DINO),
     "vit without chance": (partial(dino_vit, 0.0), "dino", replace(_DINO, clip_by="total")),
+    "vit of a block": (partial(dino_vit, 0.0, 1), "vicreg", replace(_DINO, clip_by="total")),  # and views of one size
     "resnet": (
         swav_resnet,
         "swav",

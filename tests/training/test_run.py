@@ -158,10 +158,11 @@ def alone(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_compiled(tmp_path, start):
+@pytest.mark.parametrize("case", ["vit of a block", pytest.param(WITHOUT_CHANCE, marks=pytest.mark.thorough)])
+def test_compiled(tmp_path, start, case):
     """In a process without shape checks, which cannot be compiled: the same names and, up to rounding, numbers."""
-    train(WITHOUT_CHANCE, tmp_path / "plain", limit_steps=2)
-    process = start(train_alone, WITHOUT_CHANCE, tmp_path / "compiled", {"limit_steps": 2, "compile": True})
+    train(case, tmp_path / "plain", limit_steps=2)
+    process = start(train_alone, case, tmp_path / "compiled", {"limit_steps": 2, "compile": True})
     assert process.wait(500) == 0, process.stderr
     assert largest_difference(tmp_path / "plain", tmp_path / "compiled") < 1e-3
 
