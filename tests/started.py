@@ -9,7 +9,6 @@ import os
 import runpy
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
@@ -40,7 +39,7 @@ def forks() -> ForkServerContext:
 
 
 class Started:
-    """A function that runs in a process of its own; `folder` takes what it prints. Warnings are errors there."""
+    """A function that runs in a process of its own; `folder` takes what it prints."""
 
     def __init__(self, folder: Path, function: Callable[..., Any], *arguments: Any, environment: dict[str, str]):
         self._files = folder / "stdout", folder / "stderr"
@@ -102,5 +101,4 @@ def _run(
         with file.open("wb") as opened:
             os.dup2(opened.fileno(), number)
     os.environ.update(environment)
-    warnings.simplefilter("error")
     function(*arguments)

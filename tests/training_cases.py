@@ -1,6 +1,7 @@
 """Small runs of training: a method of a few parameters, and real ones, in this process or in others of their own."""
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -164,7 +165,11 @@ def train(case: str, out: Path | str, **options: Any) -> Any:
 
 
 def train_alone(case: str, out: Path, options: Mapping[str, Any], nap: float = 0.0) -> None:
-    """`train` for a process of its own; with a nap after each step, which it says, so that a test hits a moment."""
+    """`train` for a process of its own, where warnings are errors.
+
+    With a nap after each step, which it says, so that a test can hit a moment.
+    """
+    warnings.simplefilter("error")
     torch.set_num_threads(1)
     if nap:
         kind = type(CASES[case][0]())

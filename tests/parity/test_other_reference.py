@@ -31,7 +31,7 @@ def run(start, tmp_path, monkeypatch):
 
     def run() -> tuple[int, str]:
         process = start(script, Path(pytest.__file__).with_name("__main__.py"), *words, *unchecked)
-        return process.wait(), process.stdout
+        return process.wait(), process.stdout + process.stderr
 
     return run
 
