@@ -1,14 +1,17 @@
-"""Options, the GPU marker, and the pools of two and four ranks, which start once per session where they are needed."""
+"""Options, the GPU marker, processes for one test, and pools of two and four ranks, which start once per session."""
 
+import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jaxtyping
 import pytest
 import torch
 
 from ranks import RankPool
+from started import Started, forks
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton: its kernels run on the CPU
@@ -47,6 +50,27 @@ def _seeded() -> None:
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shapes go unchecked, as for users: what they get to see is the package's own error."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.fixture
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Started]]:
+    """Begins `function(*arguments)` in a process of its own, which the test does not leave behind."""
+    begun: list[Started] = []
+
+    def start(function: Callable[..., Any], *arguments: Any, **environment: str) -> Started:
+        begun.append(Started(tmp_path_factory.mktemp("process"), function, *arguments, environment=environment))
+        return begun[-1]
+
+    yield start
+    for process in begun:
+        process.kill()
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that the package starts with `multiprocessing` begin with all imported, too."""
+    context = forks()
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,7 @@
-"""Loaders that spawned ranks and a killed process run for `data/test_loader.py`."""
+"""Loaders that ranks and processes of their own run for `data/test_loader.py`."""
 
 import json
 import multiprocessing
-import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -117,10 +116,9 @@ def odd_batch(rank: int, world: int) -> str:
     return "nothing"
 
 
-if __name__ == "__main__":  # writes each batch and the state after it, until it is killed
-    kind, folder, out, *start_method = sys.argv[1:]
-    if start_method:
-        multiprocessing.set_start_method(start_method[0])
-    with open(out, "w") as log:
-        for seen in (batches := loader(kind, folder, workers=1 if start_method else 2)):
-            print(json.dumps({"indices": seen.indices.tolist(), "state": batches.state_dict()}), file=log, flush=True)
+def write_down(kind: str, folder: str, log: Path, workers: int, start_method: str) -> None:
+    """Writes each batch and the state after it."""
+    multiprocessing.set_start_method(start_method, force=True)
+    with log.open("w") as file:
+        for seen in (batches := loader(kind, folder, workers=workers)):
+            print(json.dumps({"indices": seen.indices.tolist(), "state": batches.state_dict()}), file=file, flush=True)

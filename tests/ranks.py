@@ -10,6 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from started import forks
+
 
 class RankPool:
     """`run(function, *arguments)` calls function(rank, world, *arguments) on every rank and gives their results."""
@@ -20,7 +22,7 @@ class RankPool:
     def __enter__(self) -> "RankPool":
         self._folder = tempfile.TemporaryDirectory()
         rendezvous = (Path(self._folder.name) / "rendezvous").as_uri()
-        context = multiprocessing.get_context("spawn")
+        context = forks()
         self._pipes, self._processes = [], []
         for rank in range(self.world):
             ours, theirs = context.Pipe()

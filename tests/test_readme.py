@@ -2,14 +2,13 @@
 
 import re
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from reference import read_cases
+from started import script
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,9 +42,10 @@ def test_the_readme_counts_the_reference_cases():
 
 
 @pytest.mark.slow
-def test_the_example_of_priors_runs(capsys):
-    runpy.run_path(str(ROOT / "examples" / "marginals.py"), run_name="__main__")
-    assert "power law, as the data" in capsys.readouterr().out
+def test_the_example_of_priors_runs(start):
+    process = start(script, ROOT / "examples" / "marginals.py")
+    assert process.wait() == 0, process.stderr
+    assert "power law, as the data" in process.stdout
 
 
 @pytest.mark.slow
@@ -58,10 +58,10 @@ def test_the_example_of_a_plain_loop_runs(capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_example_of_lightning_runs():
-    command = [sys.executable, ROOT / "examples" / "lightning_use.py", "--epochs", "1", "--images", "256"]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "epoch 1: invariance" in said
+def test_the_example_of_lightning_runs(start):
+    process = start(script, ROOT / "examples" / "lightning_use.py", "--epochs", "1", "--images", "256")
+    assert process.wait() == 0, process.stderr
+    assert "epoch 1: invariance" in process.stdout
 
 
 def test_the_example_of_views_runs(capsys, monkeypatch, tmp_path):

@@ -1,11 +1,7 @@
-"""Small runs of training: a method of a few parameters, and real ones, in this process or in others of their own.
+"""Small runs of training: a method of a few parameters, and real ones, in this process or in others of their own."""
 
-As a script it trains one case into a folder: `python training_cases.py CASE OUT [OPTION=VALUE ...]`.
-"""
-
-import ast
-import os
-import sys
+import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -114,13 +110,13 @@ def tiny() -> Method:
     return TinyMethod()
 
 
-def dino_vit(drop_path: float = 0.3) -> Method:
+def dino_vit(drop_path: float = 0.3, depth: int = 2) -> Method:
     """With drop path and a centre."""
     from prototile.backbones.vit import vit
     from prototile.methods import dino
 
     torch.manual_seed(0)
-    backbone = vit("tiny", patch=4, image_size=SIDE, dims=16, depth=2, heads=2, drop_path=drop_path)
+    backbone = vit("tiny", patch=4, image_size=SIDE, dims=16, depth=depth, heads=2, drop_path=drop_path)
     return dino(backbone, num_prototypes=24, hidden=16, bottleneck=8)
 
 
@@ -149,6 +145,7 @@ CASES: dict[str, tuple[Callable[[], Method], str, Optimization]] = {
     "tiny": (tiny, "vicreg", Optimization(lr=Cosine(0.1, 0.0, warmup_epochs=1), clip=1.0)),
     "vit": (dino_vit, "dino", _DINO),
     "vit without chance": (partial(dino_vit, 0.0), "dino", replace(_DINO, clip_by="total")),
+    "vit of a block": (partial(dino_vit, 0.0, 1), "vicreg", replace(_DINO, clip_by="total")),  # and views of one size
     "resnet": (
         swav_resnet,
         "swav",
@@ -167,24 +164,21 @@ def train(case: str, out: Path | str, **options: Any) -> Any:
     return fit(make(), lambda: loader(views, workers), **settings)
 
 
-if __name__ == "__main__":
+def train_alone(case: str, out: Path, options: Mapping[str, Any], nap: float = 0.0) -> None:
+    """`train` for a process of its own, where warnings are errors.
+
+    With a nap after each step, which it says, so that a test can hit a moment.
+    """
+    warnings.simplefilter("error")
     torch.set_num_threads(1)
-    case, out, *given = sys.argv[1:]
-    options = dict(pair.split("=", 1) for pair in given)
-    if nap := float(options.pop("nap", "0")):  # lets a test hit a moment
-        import time
-
-        after_step = TinyMethod.after_step if case == "tiny" else None
-        from prototile.methods.prototypical import Prototypical
-
-        kind = TinyMethod if case == "tiny" else Prototypical
+    if nap:
+        kind = type(CASES[case][0]())
         usual = kind.after_step
 
-        def slowly(self, progress):
+        def slowly(self: Method, progress: Progress) -> None:
             usual(self, progress)
             print(progress.step, flush=True)
             time.sleep(nap)
 
         kind.after_step = slowly
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    train(case, out, **{name: ast.literal_eval(value) for name, value in options.items()})
+    train(case, out, **options)

@@ -1,8 +1,5 @@
 """The ViT against timm's own forward, and loops over timm's blocks written out."""
 
-import subprocess
-import sys
-
 import pytest
 import timm
 import torch
@@ -257,9 +254,10 @@ assert all(p.grad.isfinite().all() for p in backbone.parameters())
 
 
 @pytest.mark.slow
-def test_it_compiles():
+def test_it_compiles(start):
     """In a process of its own, where shapes are annotations only, as for users."""
-    subprocess.run([sys.executable, "-c", COMPILED], check=True)
+    process = start(exec, COMPILED, {})
+    assert process.wait() == 0, process.stderr
 
 
 def test_registers_are_seen_by_all_and_shown_to_nobody():

@@ -1,6 +1,5 @@
 """What experiments conclude from their numbers: statistics, verdicts, arms that differ in one thing only."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import scipy.stats
 import torch
 
 from prototile.schedules import Progress
+from started import script
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
@@ -208,9 +208,9 @@ def test_real_runs_need_data(capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["toy_prior", "collapse"])
-def test_quick_runs(name, tmp_path):
-    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--quick", "--out", str(tmp_path)]
-    subprocess.run(command, check=True, capture_output=True, timeout=500)
+def test_quick_runs(name, tmp_path, start):
+    process = start(script, BENCHMARKS / f"{name}.py", "--quick", "--out", str(tmp_path))
+    assert process.wait(500) == 0, process.stderr
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".md"}
     (text,) = tmp_path.glob("*.md")
     assert "no number here means anything" in text.read_text()

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ from cli_cases import TINY
 from prototile import recipes
 from prototile.checkpoints.native import load_backbone
 from prototile.cli import main
+from started import script
 
+COMMAND = Path(prototile.__file__).with_name("__main__.py")
 RUN = TINY | {"epochs": 2, "workers": 0, "monitor_every": 2, "accelerator": "cpu", "views.augmentation.local_views": 1}
 
 
@@ -32,13 +35,6 @@ def pictures(tmp_path_factory):
         for i in range(24):
             Image.fromarray(random.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / name / f"{i}.png")
     RUN["data"] = f"classes:{folder}"
-
-
-def command(*words: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "prototile", *words], capture_output=True, text=True, env=environment, timeout=300
-    )
 
 
 def words(out, **changes) -> list[str]:
@@ -133,9 +129,16 @@ def test_a_run_in_python_is_the_same(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_and_going_on_with_it(tmp_path):
+def test_a_run_and_going_on_with_it(tmp_path, start):
+    """Begun as users do, in a fresh interpreter."""
     out = tmp_path / "run"
-    done = command(*words(out, limit_steps=3))
+    done = subprocess.run(
+        [sys.executable, "-m", "prototile", *words(out, limit_steps=3)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     assert "before training: kNN" in done.stderr
     assert "done: 3 steps" in done.stderr
@@ -143,26 +146,27 @@ def test_a_run_and_going_on_with_it(tmp_path):
     names = {path.name.partition(".")[0] for path in out.iterdir()}
     assert names == {"config", "environment", "metrics", "train", "events", "checkpoints", "model"}
     assert load_backbone(out / "model").dims == 24
-    refused = command(*words(out))
-    assert refused.returncode == 2
+    refused = start(script, COMMAND, *words(out))
+    assert refused.wait() == 2
     assert "resume goes on with it, overwrite removes it" in refused.stderr
-    changed = command(*words(out, epochs=3), "--resume")
-    assert changed.returncode == 2
+    changed = start(script, COMMAND, *words(out, epochs=3), "--resume")
+    assert changed.wait() == 2
     assert "epochs was 2 and is 3" in changed.stderr
-    assert command(*words(out), "--resume").returncode == 0
+    resumed = start(script, COMMAND, *words(out), "--resume")
+    assert resumed.wait() == 0, resumed.stderr
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert max(steps) == 12
     assert "Traceback" not in done.stderr + refused.stderr + changed.stderr
 
 
 @pytest.mark.slow
-def test_a_run_that_breaks_has_its_own_exit_code(tmp_path):
+def test_a_run_that_breaks_has_its_own_exit_code(tmp_path, start):
     changes = {"method": "simclr", "views.augmentation": "simclr", "optimization.lr.base": 1e30, "monitor_every": 0}
     given = [
         word for word in words(tmp_path / "run", **changes) if "num_prototypes" not in word and "local" not in word
     ]
-    done = command(*given)
-    assert done.returncode == 3
+    done = start(script, COMMAND, *given)
+    assert done.wait() == 3
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in done.stderr
 

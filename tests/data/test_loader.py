@@ -6,8 +6,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -74,13 +72,12 @@ def test_workers_outlive_the_signals_that_end_a_run():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_killed_run_resumes_with_what_remains(kind, shards, tmp_path):
+def test_a_killed_run_resumes_with_what_remains(kind, shards, tmp_path, start):
     log = tmp_path / "log"
-    command = [sys.executable, loader_cases.__file__, kind, shards, str(log)]
-    with subprocess.Popen(command, start_new_session=True) as process:
-        while process.poll() is None and (not log.exists() or log.read_text().count("\n") < 2):
-            time.sleep(0.005)
-        os.killpg(process.pid, signal.SIGKILL)
+    process = start(loader_cases.write_down, kind, shards, log, 2, "fork")
+    while process.running and (not log.exists() or log.read_text().count("\n") < 2):
+        time.sleep(0.001)
+    process.kill()
     lines = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
     last = min(len(lines), 4)
     resumed = loader_cases.loader(kind, shards)
@@ -265,10 +262,10 @@ def test_shards_without_labels(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_workers_that_are_not_forked(kind, shards, tmp_path):
+def test_workers_that_are_not_forked(kind, shards, tmp_path, start):
     """As on macOS, and on Linux from Python 3.14 on."""
-    command = [sys.executable, loader_cases.__file__, kind, shards, str(tmp_path / "log"), "spawn"]
-    subprocess.run(command, check=True, timeout=300)
+    process = start(loader_cases.write_down, kind, shards, tmp_path / "log", 1, "spawn")
+    assert process.wait() == 0, process.stderr
     lines = [json.loads(line)["indices"] for line in (tmp_path / "log").read_text().splitlines()]
     assert lines == [batch.indices.tolist() for batch in loader_cases.loader(kind, shards, workers=1)]
 

@@ -27,18 +27,21 @@ def test_results_are_in_order(workers):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_a_failure_shows_where():
     with pytest.raises(RuntimeError, match=r"fail failed in its process:\n(.|\n)*no such job"):
         ran(["fail", "wait"], 2)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_a_worker_that_dies_is_noticed():
     with pytest.raises(RuntimeError, match="the process that ran die ended with exit code -9"):
         ran(["die", "wait"], 2)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_an_interrupt_ends_the_workers():
     def interrupt(job, count):
         raise KeyboardInterrupt

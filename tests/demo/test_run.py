@@ -143,6 +143,7 @@ def test_the_command(tmp_path, capsys, monkeypatch, result):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_in_two_processes_as_in_one(result):
     found = experiment.run(1, workers=2, settings=TINY)
     for there, here in zip(found.runs, result.runs, strict=True):

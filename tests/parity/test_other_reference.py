@@ -1,13 +1,13 @@
 """`--reference DIR` takes other numbers of the same form, and what it does not know fails."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+
+from started import script
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,25 +22,33 @@ def write(folder: Path, item: str, *cases: dict[str, torch.Tensor]) -> None:
     save_file({name: x.clone() for name, x in tensors.items()}, folder / f"{item}.safetensors")
 
 
-def run(folder: Path) -> tuple[int, str]:
-    command = [sys.executable, "-m", "pytest", "tests/parity/test_parity.py", "-q", "--reference", str(folder)]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return found.returncode, found.stdout
+@pytest.fixture
+def run(start, tmp_path, monkeypatch):
+    """The exit code and output of the tests on what lies in the folder."""
+    monkeypatch.chdir(ROOT)
+    words = "tests/parity/test_parity.py", "-q", "--reference", str(tmp_path)
+    unchecked = "-o", "addopts=--import-mode=importlib"  # shapes can be checked only where nothing is imported yet
+
+    def run() -> tuple[int, str]:
+        process = start(script, Path(pytest.__file__).with_name("__main__.py"), *words, *unchecked)
+        return process.wait(), process.stdout + process.stderr
+
+    return run
 
 
 @pytest.mark.slow
-def test_other_numbers(tmp_path):
+def test_other_numbers(tmp_path, run):
     x = torch.nn.functional.normalize(torch.randn(6, 4, dtype=torch.float64), dim=-1)
     loss = -((x * x.flip(0)).sum(1).mean() + 1) / 2
     right = {"p1": x, "p2": x, "z1": x, "z2": x.flip(0), "loss": loss}
 
     write(tmp_path, "simsiam_loss", right)
-    code, output = run(tmp_path)
+    code, output = run()
     assert code == 0, output
 
     write(tmp_path, "simsiam_loss", right, right | {"loss": loss + 1e-6}, right | {"forgotten": x})
     write(tmp_path, "unheard_of", {"x": x})
-    code, output = run(tmp_path)
+    code, output = run()
     assert code == 1
     assert "loss: Scalars are not close" in output
     assert "neither reads nor computes ['forgotten']" in output

@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +16,7 @@ import torch
 from prototile.checkpoints import atomic
 from prototile.training import checkpointing
 from prototile.training.checkpointing import AtomicIO, Interrupted, Signals, read, requeue
-from training_cases import loader, tiny, train
-
-SCRIPT = Path(__file__).parents[1] / "training_cases.py"
+from training_cases import loader, tiny, train, train_alone
 
 
 def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -40,22 +37,6 @@ def differences(first: Path, second: Path) -> list[str]:
 
 def _equal(x: Any, y: Any) -> bool:
     return torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
-
-
-def start(case: str, out: Path, **options: Any) -> subprocess.Popen[str]:
-    given = [f"{name}={value!r}" for name, value in options.items()]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "error", str(SCRIPT), case, str(out), *given]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(process: subprocess.Popen[str], step: int) -> None:
-    """Until the run has made this step; it says them."""
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.strip() == str(step):
-            return
-    raise AssertionError(process.stderr.read() if process.stderr else "")
 
 
 @pytest.mark.parametrize(("case", "limits"), [("tiny", (1, 4, 5, 6)), ("vit", (7,)), ("resnet", (8,))])
@@ -88,39 +69,37 @@ def test_a_checkpoint_at_the_end_goes_on_to_nothing(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("case", "steps"), [("vit", (0, 3, 6)), ("resnet", (1, 5, 9))])
-def test_killed_at_any_moment(tmp_path, case, steps):
+def test_killed_at_any_moment(tmp_path, start, case, steps):
     """`kill -9`, three times in one run: what goes on ends with the same bits."""
     train(case, tmp_path / "whole")
+    options = {"resume": True, "checkpoint_steps": 2, "workers": 1}
     for kill in steps:
-        process = start(case, tmp_path / "killed", resume=True, checkpoint_steps=2, workers=1, nap=0.02)
-        wait_for(process, kill)
+        process = start(train_alone, case, tmp_path / "killed", options, 0.02)
+        process.wait_for(f"{kill}")
         time.sleep(0.03 * (kill % 4))
         process.kill()
-        process.communicate()
-    process = start(case, tmp_path / "killed", resume=True, checkpoint_steps=2, workers=1)
-    _, error = process.communicate(timeout=200)
-    assert process.returncode == 0, error
+        assert process.wait() == -signal.SIGKILL
+    process = start(train_alone, case, tmp_path / "killed", options)
+    assert process.wait() == 0, process.stderr
     assert differences(tmp_path / "whole", tmp_path / "killed") == []
     assert not list((tmp_path / "killed" / "checkpoints").glob(".*"))
     assert (tmp_path / "killed" / "model" / "model.safetensors").exists()
 
 
 @pytest.mark.slow
-def test_signals_end_a_run_with_a_checkpoint(tmp_path):
+def test_signals_end_a_run_with_a_checkpoint(tmp_path, start):
     train("tiny", tmp_path / "whole")
     for signum, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)):
-        process = start("tiny", tmp_path / "run", resume=True, nap=0.2, workers=1)
+        process = start(train_alone, "tiny", tmp_path / "run", {"resume": True, "workers": 1}, 0.2)
         step = {signal.SIGTERM: 2, signal.SIGINT: 6, signal.SIGUSR1: 11}[signum]
-        wait_for(process, step)
+        process.wait_for(f"{step}")
         process.send_signal(signum)
-        _, error = process.communicate(timeout=200)
-        assert process.returncode == code, error
-        assert f"ended by {signum.name}, with the checkpoint" in error
+        assert process.wait() == code, process.stderr
+        assert f"ended by {signum.name}, with the checkpoint" in process.stderr
         assert read(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] in (step + 1, step + 2)
         assert f"ended by Interrupted: ended by {signum.name}" in (tmp_path / "run" / "train.log").read_text()
-    process = start("tiny", tmp_path / "run", resume=True)
-    _, error = process.communicate(timeout=200)
-    assert process.returncode == 0, error
+    process = start(train_alone, "tiny", tmp_path / "run", {"resume": True})
+    assert process.wait() == 0, process.stderr
     assert differences(tmp_path / "whole", tmp_path / "run") == []
 
 

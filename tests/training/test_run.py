@@ -5,8 +5,6 @@ import logging
 import os
 import shutil
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,9 +14,7 @@ from prototile.checkpoints import load_backbone
 from prototile.checkpoints.native import load_prototypes
 from prototile.training.checkpointing import read
 from prototile.training.run import fit
-from training_cases import CASES, SIDE, TinyBackbone, TinyMethod, loader, train
-
-SCRIPT = Path(__file__).parents[1] / "training_cases.py"
+from training_cases import CASES, SIDE, TinyBackbone, TinyMethod, loader, train, train_alone
 
 
 def test_what_a_run_leaves(tmp_path):
@@ -126,21 +122,20 @@ def test_nothing_is_said_on_the_terminal(tmp_path, capfd):
     assert levels == [logging.getLogger(name).level for name in ("lightning.pytorch", "lightning.fabric", "prototile")]
 
 
-def together(case: str, out: Path, **options: object) -> None:
-    """On two ranks, as torchrun starts them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    shared |= {"GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test", "OMP_NUM_THREADS": "1"}
-    given = [f"{name}={value!r}" for name, value in options.items()]
-    command = [sys.executable, "-W", "error", str(SCRIPT), case, str(out), *given]
-    ranks = [
-        subprocess.Popen(command, env=os.environ | shared | {"RANK": r, "LOCAL_RANK": r}, stderr=subprocess.PIPE)
-        for r in ("0", "1")
-    ]
-    said = [process.communicate(timeout=300)[1] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], b"\n".join(said).decode()
+@pytest.fixture
+def together(start):
+    """Trains on two ranks, as torchrun starts them."""
+
+    def together(case: str, out: Path, **options: object) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        shared |= {"GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
+        ranks = [start(train_alone, case, out, options, RANK=r, LOCAL_RANK=r, **shared) for r in ("0", "1")]
+        assert [rank.wait() for rank in ranks] == [0, 0], "\n".join(rank.stderr for rank in ranks)
+
+    return together
 
 
 def largest_difference(first: Path, second: Path) -> float:
@@ -154,45 +149,49 @@ def largest_difference(first: Path, second: Path) -> float:
     return max(float((x.double() - y.double()).abs().max()) for x, y in pairs)
 
 
+WITHOUT_CHANCE = "vit without chance"
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A run on one rank."""
+    return train(WITHOUT_CHANCE, tmp_path_factory.mktemp("alone")).folder
+
+
 @pytest.mark.slow
-def test_compiled(tmp_path):
+@pytest.mark.parametrize("case", ["vit of a block", pytest.param(WITHOUT_CHANCE, marks=pytest.mark.thorough)])
+def test_compiled(tmp_path, start, case):
     """In a process without shape checks, which cannot be compiled: the same names and, up to rounding, numbers."""
-    case = "vit without chance"
     train(case, tmp_path / "plain", limit_steps=2)
-    command = [sys.executable, str(SCRIPT), case, str(tmp_path / "compiled"), "limit_steps=2", "compile=True"]
-    done = subprocess.run(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=500
-    )
-    assert done.returncode == 0, done.stderr
+    process = start(train_alone, case, tmp_path / "compiled", {"limit_steps": 2, "compile": True})
+    assert process.wait(500) == 0, process.stderr
     assert largest_difference(tmp_path / "plain", tmp_path / "compiled") < 1e-3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_ranks_equal_one(tmp_path, strategy):
+def test_two_ranks_equal_one(tmp_path, together, alone, strategy):
     """A run of 15 steps, with clipping, frozen prototypes, AdamW and a teacher; and its checkpoint goes on anywhere.
 
     With fsdp the prototypes are shared out, 12 to each rank.
     """
-    case = "vit without chance"
-    train(case, tmp_path / "one")
-    together(case, tmp_path / "two", strategy=strategy)
-    assert largest_difference(tmp_path / "one", tmp_path / "two") < 1e-5
-    exported = [load_prototypes(tmp_path / name / "model") for name in ("one", "two")]
+    together(WITHOUT_CHANCE, tmp_path / "two", strategy=strategy)
+    assert largest_difference(alone, tmp_path / "two") < 1e-5
+    exported = [load_prototypes(folder / "model") for folder in (alone, tmp_path / "two")]
     torch.testing.assert_close(exported[1], exported[0], rtol=0, atol=1e-5)
-    together(case, tmp_path / "stopped", strategy=strategy, limit_steps=7)
+    together(WITHOUT_CHANCE, tmp_path / "stopped", strategy=strategy, limit_steps=7)
     shutil.copytree(tmp_path / "stopped", tmp_path / "moved")
-    together(case, tmp_path / "stopped", strategy=strategy, resume=True)
+    together(WITHOUT_CHANCE, tmp_path / "stopped", strategy=strategy, resume=True)
     assert largest_difference(tmp_path / "two", tmp_path / "stopped") < 1e-6
-    train(case, tmp_path / "moved", resume=True)
-    assert largest_difference(tmp_path / "one", tmp_path / "moved") < 1e-5
-    train(case, tmp_path / "alone", limit_steps=7)
-    together(case, tmp_path / "alone", strategy=strategy, resume=True)
-    assert largest_difference(tmp_path / "one", tmp_path / "alone") < 1e-5
+    train(WITHOUT_CHANCE, tmp_path / "moved", resume=True)
+    assert largest_difference(alone, tmp_path / "moved") < 1e-5
+    train(WITHOUT_CHANCE, tmp_path / "first", limit_steps=7)
+    together(WITHOUT_CHANCE, tmp_path / "first", strategy=strategy, resume=True)
+    assert largest_difference(alone, tmp_path / "first") < 1e-5
 
 
 @pytest.mark.slow
-def test_queues_of_ranks(tmp_path):
+def test_queues_of_ranks(tmp_path, together):
     """Each rank gets its own back; on another number of ranks they start empty."""
     together("resnet", tmp_path / "whole", epochs=3)
     together("resnet", tmp_path / "two", epochs=3, limit_steps=7)
