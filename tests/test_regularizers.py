@@ -31,6 +31,19 @@ def test_match_prior_with_zeros():
     assert float(match_prior(torch.tensor([0.5, 0.4, 0.1]), prior)) == math.inf
 
 
+def test_match_prior_of_masses_that_underflow():
+    """A prototype whose mean assignment is exactly zero in float32 leaves all gradients finite."""
+    logits = torch.tensor([[0.0, 1.0, -200.0]], requires_grad=True)
+    mean = logits.softmax(1).mean(0)
+    assert mean[2] == 0
+    match_prior(mean, torch.full((3,), 1 / 3)).backward()
+    p = torch.tensor([0.0, 1.0]).double().softmax(0)
+    slope = p.log() + 1
+    expected = p * (slope - p @ slope)
+    torch.testing.assert_close(logits.grad[0, :2].double(), expected, rtol=1e-5, atol=1e-7)
+    assert logits.grad[0, 2] == 0
+
+
 def test_match_prior_refuses_another_length(unchecked):
     with pytest.raises(ValueError, match="over 4 prototypes but the prior over 3"):
         MatchPrior(Uniform()(3))(torch.ones(4) / 4)

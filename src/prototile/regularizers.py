@@ -189,7 +189,8 @@ def match_prior(mean: Float[Tensor, " k"], prior: Float[Tensor, " k"]) -> Float[
     """KL(mean || prior)."""
     if len(mean) != len(prior):
         raise ValueError(f"the marginal is over {len(mean)} prototypes but the prior over {len(prior)}")
-    return (torch.xlogy(mean, mean) - torch.xlogy(mean, prior.to(mean))).sum()
+    log_mean = mean.clamp(min=torch.finfo(mean.dtype).tiny).log()  # a mean may underflow, and its gradient be finite
+    return (mean * log_mean - torch.xlogy(mean, prior.to(mean))).sum()
 
 
 def koleo(x: Float[Tensor, "k d"], *, eps: float = 1e-8) -> Float[Tensor, ""]:

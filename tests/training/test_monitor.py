@@ -4,6 +4,7 @@ import logging
 
 import pytest
 
+from health_cases import looked_at
 from prototile.audit.diagnosis import PATIENCE
 from prototile.training.logs import GoOn, JsonLines
 from prototile.training.monitor import Monitor
@@ -88,3 +89,9 @@ def test_watching_does_not_change_a_run(tmp_path):
 def test_it_must_look_at_some_steps():
     with pytest.raises(ValueError, match="every=0"):
         Monitor(0)
+
+
+def test_a_kind_of_token_that_a_rank_lacks_is_left_out(two_ranks):
+    """Otherwise the ranks would wait for each other's sums of different things."""
+    assert two_ranks.run(looked_at) == [["cls"], ["cls"]]
+    assert looked_at(0, 2) == ["cls", "patches"]

@@ -108,7 +108,10 @@ class Monitor(pl.Callback):
 
     def _clusters(self, clusters: Mapping[str, Clusters]) -> dict[str, ClusterHealth]:
         found = {}
+        everywhere = set[str].intersection(*map(set, distributed.gather_objects(list(clusters))))
         for token, x in clusters.items():
+            if token not in everywhere:  # a rank has no hidden patch in this batch: no rank looks at theirs
+                continue
             window = self._windows.setdefault(token, Window(x.student.num_prototypes))
             self._priors[token] = x.prior
             found[token] = cluster_health(x.student, x.targets, x.prior, x.prototypes, window)
