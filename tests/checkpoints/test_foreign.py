@@ -126,7 +126,13 @@ def test_a_single_key_decides(case):
 @pytest.mark.slow
 @every
 def test_many_a_single_key_decides(case):
-    check_changes(case, 25)
+    check_changes(case, 10)
+
+
+@pytest.mark.thorough
+@every
+def test_every_single_key_decides(case):
+    check_changes(case, 10_000)
 
 
 def test_unknown_keys_are_listed(tmp_path):

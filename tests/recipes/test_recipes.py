@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from prototile import recipes
+from prototile.checkpoints.foreign.filling import Unset
 from prototile.cli.pretraining import settings_of
 from prototile.cli.settings import Resolved
 from prototile.schedules import Progress, Schedule
@@ -21,7 +22,7 @@ def resolved(name: str) -> Resolved:
 @cache
 def built(name: str) -> dict[str, Any]:
     """The objects of a recipe; networks without memory."""
-    with torch.device("meta"):
+    with Unset(), torch.device("meta"):
         return resolved(name).build()
 
 

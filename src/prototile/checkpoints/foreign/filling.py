@@ -24,11 +24,11 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
-class _Unset(TorchFunctionMode):
+class Unset(TorchFunctionMode):
     """Parameters begin at zero instead of being drawn, which takes long and is of no use where weights are put in."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") in ("uniform_", "normal_", "erfinv_"):
+        if getattr(func, "__name__", "") in ("uniform_", "normal_", "erfinv_", "clamp_"):
             with torch.no_grad():
                 return (args[0] if args else kwargs["tensor"]).zero_()
         return func(*args, **(kwargs or {}))
@@ -36,7 +36,7 @@ class _Unset(TorchFunctionMode):
 
 def made(build: Callable[[], M], state: State, what: str) -> M:
     """The module that `build` makes, with these weights; built without memory first, to see whether they fit."""
-    with _Unset():
+    with Unset():
         try:
             with torch.device("meta"):
                 module = build()

@@ -42,7 +42,10 @@ class Files:
     def imported(self, choice: Choice) -> Imported:
         network, why = self._chosen(choice)
         self._entries()
-        built = {name: self._built(name, path) for name, path in self.there.items()}
+        parts = {
+            name: self._sorted(name, path) for name, path in self.there.items()
+        }  # quick, so all before any is built
+        built = {name: self._built(name, sorted_) for name, sorted_ in parts.items()}
         chosen = built[network]
         layout, backbone = self.layout, chosen.found
         kind, dims = (None, 0) if backbone is None else (backbone.kind, backbone.network.dims)
@@ -109,9 +112,8 @@ class Files:
                 f"looks like a file of {self.layout.name}, but it is not known what these are: {listed(unknown)}"
             )
 
-    def _built(self, name: str, path: Path) -> "Built":
-        network = self.layout.networks[name]
-        where = f"its {name}" if name != "only" else "its network"
+    def _sorted(self, name: str, path: Path) -> Sorted:
+        network, where = self.layout.networks[name], _where(name)
         state = numbers(network.state(self.contents, path), self.room, where)
         if not self.layout.fits(state):
             raise Misfit(
@@ -125,10 +127,17 @@ class Files:
             )
         for tensors in parts.parts.values():
             finite(tensors)
+        return parts
+
+    def _built(self, name: str, parts: Sorted) -> "Built":
         try:
             return Built(self.layout, parts)
         except Misfit as error:
-            raise Misfit(f"looks like a file of {self.layout.name}, but of {where} {error}") from error
+            raise Misfit(f"looks like a file of {self.layout.name}, but of {_where(name)} {error}") from error
+
+
+def _where(network: str) -> str:
+    return f"its {network}" if network != "only" else "its network"
 
 
 class Built:
