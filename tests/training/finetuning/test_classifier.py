@@ -143,7 +143,7 @@ def test_the_mean_of_patches():
     classifier = Classifier(build(VIT), 3, pooling="patches").eval()
     images = torch.randn(2, 3, SIZE, SIZE)
     wanted = classifier.head(classifier.encoder(images).patches.mean(1))
-    assert torch.allclose(classifier.logits(images), wanted)
+    torch.testing.assert_close(classifier.logits(images), wanted)
 
 
 @pytest.mark.parametrize("projector", [dino_head(32, hidden=8, bottleneck=4), swav_head(32, hidden=8, bottleneck=4)])
@@ -158,7 +158,7 @@ def test_the_first_layer_of_a_projector(projector):
     images = torch.randn(2, 3, SIZE, SIZE)
     layer.eval()
     wanted = classifier.head(layer(classifier.encoder(images).pooled))
-    assert torch.allclose(classifier.logits(images), wanted)
+    torch.testing.assert_close(classifier.logits(images), wanted)
 
 
 def test_the_head_begins_small():
