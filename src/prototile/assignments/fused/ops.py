@@ -154,9 +154,7 @@ def _gradients(
     wants_offset: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     nothing = rows.new_empty(0)
-    grad_sums = (
-        None if grad_sums is None else grad_sums.contiguous()
-    )  # what autograd expanded has no numbers of its own
+    grad_sums = None if grad_sums is None else grad_sums.contiguous()  # autograd may have expanded one number
     grad_z = direction * grad if wants_rows else nothing
     alpha, temperature = grad * (weights.sum(0)[:, None] * rows).flatten(), student.temperature
     if grad_sums is not None:
@@ -204,20 +202,8 @@ def _(
 
 
 def _save(ctx, inputs, output) -> None:
-    (
-        z,
-        w,
-        offset,
-        ctx.temperature,
-        *teacher,
-        ctx.teacher_numbers,
-        ctx.table,
-        ctx.views,
-        rows,
-        ctx.dtype,
-        _,
-        ctx.mean,
-    ) = inputs
+    z, w, offset, ctx.temperature, *teacher = inputs[:9]
+    ctx.teacher_numbers, ctx.table, ctx.views, rows, ctx.dtype, _, ctx.mean = inputs[9:]
     ctx.save_for_backward(z, w, offset, *teacher, rows, *output[2:])
     ctx.set_materialize_grads(False)
 
