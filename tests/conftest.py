@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,22 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., St
     yield start
     for process in begun:
         process.kill()
+
+
+@pytest.fixture
+def together(start: Callable[..., Started]) -> Callable[..., None]:
+    """Runs `function(*arguments)` on two ranks, as torchrun starts them."""
+
+    def together(function: Callable[..., Any], *arguments: Any) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        shared |= {"GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
+        ranks = [start(function, *arguments, RANK=r, LOCAL_RANK=r, **shared) for r in ("0", "1")]
+        assert [rank.wait() for rank in ranks] == [0, 0], "\n".join(rank.stderr for rank in ranks)
+
+    return together
 
 
 @pytest.fixture

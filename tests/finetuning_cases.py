@@ -1,5 +1,6 @@
 """Small checkpoints and recipes for fine-tuning on handwriting: seconds on one core."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from prototile.backbones import Backbone
 from prototile.checkpoints import build, export
 from prototile.data import Groups, Source, Subset, handwriting
 from prototile.evaluation import Crop
-from prototile.training.finetuning import Classifier, Recipe, recipe, score
+from prototile.training.finetuning import Classifier, Recipe, finetune, recipe, score
 from prototile.types import Features
 
 SIZE = 16
@@ -65,6 +66,15 @@ def vit_recipe(epochs: int = 5, **changes: Any) -> Recipe:
 def resnet_recipe(epochs: int = 4, **changes: Any) -> Recipe:
     options: dict[str, Any] = {"lrs": (0.1,), "head_lr": 0.3, "share": None}
     return replace(recipe("semi-vicreg-10").lasting(epochs), **(_SMALL | options | changes))
+
+
+def finetune_alone(out: Path) -> None:
+    """Two epochs of a ViT without chance, for a process of its own, where warnings are errors."""
+    warnings.simplefilter("error")
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    images = vit_recipe(2, drop_path=0.0)
+    finetune(build(VIT), few(150), few(60, "test"), recipe=images, out=out, accelerator="cpu", workers=0)
 
 
 def few(count: int, split: str = "train") -> Source:

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import shutil
-import socket
 from pathlib import Path
 
 import pytest
@@ -122,22 +121,6 @@ def test_nothing_is_said_on_the_terminal(tmp_path, capfd):
     assert levels == [logging.getLogger(name).level for name in ("lightning.pytorch", "lightning.fabric", "prototile")]
 
 
-@pytest.fixture
-def together(start):
-    """Trains on two ranks, as torchrun starts them."""
-
-    def together(case: str, out: Path, **options: object) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        shared |= {"GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
-        ranks = [start(train_alone, case, out, options, RANK=r, LOCAL_RANK=r, **shared) for r in ("0", "1")]
-        assert [rank.wait() for rank in ranks] == [0, 0], "\n".join(rank.stderr for rank in ranks)
-
-    return together
-
-
 def largest_difference(first: Path, second: Path) -> float:
     """Between the weights, buffers and the optimiser's states of two checkpoints."""
     a, b = (read(folder / "checkpoints" / "last.ckpt") for folder in (first, second))
@@ -175,31 +158,31 @@ def test_two_ranks_equal_one(tmp_path, together, alone, strategy):
 
     With fsdp the prototypes are shared out, 12 to each rank.
     """
-    together(WITHOUT_CHANCE, tmp_path / "two", strategy=strategy)
+    together(train_alone, WITHOUT_CHANCE, tmp_path / "two", {"strategy": strategy})
     assert largest_difference(alone, tmp_path / "two") < 1e-5
     exported = [load_prototypes(folder / "model") for folder in (alone, tmp_path / "two")]
     torch.testing.assert_close(exported[1], exported[0], rtol=0, atol=1e-5)
-    together(WITHOUT_CHANCE, tmp_path / "stopped", strategy=strategy, limit_steps=7)
+    together(train_alone, WITHOUT_CHANCE, tmp_path / "stopped", {"strategy": strategy, "limit_steps": 7})
     shutil.copytree(tmp_path / "stopped", tmp_path / "moved")
-    together(WITHOUT_CHANCE, tmp_path / "stopped", strategy=strategy, resume=True)
+    together(train_alone, WITHOUT_CHANCE, tmp_path / "stopped", {"strategy": strategy, "resume": True})
     assert largest_difference(tmp_path / "two", tmp_path / "stopped") < 1e-6
     train(WITHOUT_CHANCE, tmp_path / "moved", resume=True)
     assert largest_difference(alone, tmp_path / "moved") < 1e-5
     train(WITHOUT_CHANCE, tmp_path / "first", limit_steps=7)
-    together(WITHOUT_CHANCE, tmp_path / "first", strategy=strategy, resume=True)
+    together(train_alone, WITHOUT_CHANCE, tmp_path / "first", {"strategy": strategy, "resume": True})
     assert largest_difference(alone, tmp_path / "first") < 1e-5
 
 
 @pytest.mark.slow
 def test_queues_of_ranks(tmp_path, together):
     """Each rank gets its own back; on another number of ranks they start empty."""
-    together("resnet", tmp_path / "whole", epochs=3)
-    together("resnet", tmp_path / "two", epochs=3, limit_steps=7)
+    together(train_alone, "resnet", tmp_path / "whole", {"epochs": 3})
+    together(train_alone, "resnet", tmp_path / "two", {"epochs": 3, "limit_steps": 7})
     shutil.copytree(tmp_path / "two", tmp_path / "moved")
     buffers = read(tmp_path / "two" / "checkpoints" / "last.ckpt")["prototile"]["buffers"]
     queue = next(name for name in buffers[0] if name.endswith("queue.embeddings"))
     assert not torch.equal(buffers[0][queue], buffers[1][queue])
-    together("resnet", tmp_path / "two", epochs=3, resume=True)
+    together(train_alone, "resnet", tmp_path / "two", {"epochs": 3, "resume": True})
     a, b = (read(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("whole", "two"))
     for mine, yours in zip(a["prototile"]["buffers"], b["prototile"]["buffers"], strict=True):
         assert all(torch.equal(mine[name], yours[name]) for name in mine)

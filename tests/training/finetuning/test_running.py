@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from finetuning_cases import RESNET, SIZE, VIT, Flat, checkpoint, few, resnet_recipe, vit_recipe
+from finetuning_cases import RESNET, SIZE, VIT, Flat, checkpoint, few, finetune_alone, resnet_recipe, vit_recipe
 from prototile.backbones import Backbone
 from prototile.checkpoints import build, load
 from prototile.data import Arrays, Source, Subset, handwriting
@@ -53,6 +53,22 @@ def test_a_checkpoint_learns_more_than_its_features_say(tmp_path, described, rec
     assert record.value > start + 0.03
     assert record.n == 497
     assert all(torch.equal(x, before[name]) for name, x in backbone.state_dict().items())
+
+
+@pytest.mark.slow
+def test_two_ranks_learn_as_one(tmp_path, together, start):
+    """The same scores after every epoch, and the same weights up to rounding; each rank has half of a batch."""
+    alone = start(finetune_alone, tmp_path / "one")
+    assert alone.wait() == 0, alone.stderr
+    together(finetune_alone, tmp_path / "two")
+    one, two = (json.loads((tmp_path / name / "finetuned.json").read_text()) for name in ("one", "two"))
+    assert two["value"] == one["value"]
+    assert two["scores"] == one["scores"]
+    a, b = (read(tmp_path / name / "seed-0" / "checkpoints" / "last.ckpt")["state_dict"] for name in ("one", "two"))
+    assert a.keys() == b.keys()
+    apart = {name: float((x.double() - b[name].double()).abs().max()) for name, x in a.items()}
+    # keys' biases have no gradient but rounding, which Adam makes as large as any
+    assert max(x for name, x in apart.items() if not name.endswith("qkv.bias")) < 1e-5
 
 
 def test_what_a_run_leaves(tmp_path):
