@@ -341,7 +341,7 @@ def test_what_does_not_fit_is_refused(unchecked):
 
 
 @pytest.mark.filterwarnings("ignore")  # dynamo's own
-def test_inside_a_compiled_function():
+def test_inside_a_compiled_function(unchecked):
     """torch.compile leaves the backends alone; the step around them gives the same numbers."""
     problem = random_problem()
 

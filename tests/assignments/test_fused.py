@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from interpreter import needs_triton
 from problems import Problem, random_problem, relative_error, unit
 from prototile import kernels
 from prototile.assignments import (
@@ -32,7 +33,7 @@ EXACT = 2e-6 if DEVICE == "cpu" else 2e-5  # a GPU multiplies float32 as three T
 
 H200, A100 = 232_448, 166_912  # bytes of shared memory that a program may take
 
-pytest.importorskip("triton")
+pytestmark = needs_triton
 
 
 def rounded(problem: Problem, dtype: torch.dtype = torch.float32) -> Problem:

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from interpreter import needs_triton
 from prototile.assignments import Adjustment, Assignments, backend, passes, tiles
 from prototile.assignments.passes import over_prototypes, over_rows
 
@@ -82,9 +83,9 @@ def test_over_prototypes(kind, with_gain, with_alpha):
     assert alone.extra is None
 
 
+@needs_triton
 @pytest.mark.parametrize("kind", KINDS)
 def test_kernels_make_the_same_passes(kind):
-    pytest.importorskip("triton")
     exact = assignments(kind)
     adjustment = exact.adjustment and replace(exact.adjustment, scale=exact.adjustment.scale.float())
     offset = None if exact.offset is None else exact.offset.float()

@@ -14,7 +14,6 @@ less by `fused`, which shares nothing with the others but the definition: see `f
 
 import math
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -26,7 +25,7 @@ from prototile.assignments.scratch import budget
 from prototile.assignments.tiles import Logits, tile_size
 
 Backend = Literal["naive", "direct", "row", "stream", "fused"]
-_FORCED: ContextVar[Backend | None] = ContextVar("forced backend", default=None)
+_forced: list[Backend] = []  # of the contexts around, the innermost last; a list, for torch.compile reads it
 _STREAM_NUMBERS = 2**22  # of a tile: 16 MiB in float32
 
 
@@ -43,15 +42,15 @@ def backend(name: Backend):
     """Within this context the named backend is used, for tests and measurements; sizes decide otherwise."""
     if name not in get_args(Backend):
         raise ValueError(f"unknown backend {name!r}; there are {', '.join(get_args(Backend))}")
-    token = _FORCED.set(name)
+    _forced.append(name)
     try:
         yield
     finally:
-        _FORCED.reset(token)
+        _forced.pop()
 
 
 def forced_backend() -> Backend | None:
-    return _FORCED.get()
+    return _forced[-1] if _forced else None
 
 
 def fuses(embeddings: Tensor, products: torch.dtype | None = None) -> bool:
