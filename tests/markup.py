@@ -32,3 +32,9 @@ class Tree(HTMLParser):
     @property
     def text(self) -> str:
         return " ".join(" ".join(self.texts).split())
+
+    def assert_alone(self) -> None:
+        """It needs nothing from elsewhere, and its links lead somewhere within it."""
+        assert len(self.ids) == len(set(self.ids))
+        assert all(address.startswith(("data:", "#")) for address in self.addresses)
+        assert {address[1:] for address in self.addresses if address.startswith("#")} <= set(self.ids)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from started import forks
 
@@ -52,6 +53,23 @@ class RankPool:
             if failed:
                 raise RuntimeError(f"on rank {rank}:\n{answer}")
         return [answer for _, answer in answers]
+
+
+def combined(name: str, found: list[Tensor]) -> Tensor:
+    """What the ranks' results amount to, by the prefix of their name (see rank_cases and sharded_cases)."""
+    kind = name.split(".")[0]
+    if kind == "mean":
+        return torch.stack(found).mean(0)
+    if kind == "rows":
+        return torch.cat(found, dim=1) / len(found)
+    if kind == "part":
+        return torch.cat(found) / len(found)
+    if kind == "each":
+        return torch.cat(found, dim=1)
+    assert kind == "same"
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=0, atol=0, msg=f"{name} differs between ranks")
+    return found[0]
 
 
 def fail(rank: int, world: int) -> None:

@@ -178,7 +178,7 @@ def test_lightly_adds_biases(case):
     state, rows = contents["state_dict"], torch.randn(3, 6)
     expected = F.linear(F.normalize(rows, dim=1), state["prototypes.heads.0.weight"], state["prototypes.heads.0.bias"])
     same(found.heads["cls"].scores(rows), expected)
-    same(found.heads["cls"].assignments(rows, 0.1).probabilities(), (expected / 0.1).softmax(1))
+    same(found.heads["cls"].prototypes(rows, 0.1).probabilities(), (expected / 0.1).softmax(1))
 
 
 def test_solo_learn_normalises_prototypes(case):

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import Tensor
 
 import sharded_cases
 from method_cases import CLUSTERING
@@ -11,7 +10,7 @@ from prototile.distributed import shard_of
 from prototile.methods import koleo_proto
 from prototile.schedules import Constant
 from prototile.training.optimization import Optimization, Special
-from ranks import RankPool
+from ranks import RankPool, combined
 from sharded_cases import (
     CASES,
     K,
@@ -32,23 +31,6 @@ from sharded_cases import (
 @pytest.fixture(params=[2, 4])
 def ranks(request: pytest.FixtureRequest) -> RankPool:
     return request.getfixturevalue({2: "two_ranks", 4: "four_ranks"}[request.param])
-
-
-def combined(name: str, found: list[Tensor]) -> Tensor:
-    """What the ranks' results amount to, by the prefix of their name (see rank_cases and sharded_cases)."""
-    kind = name.split(".")[0]
-    if kind == "mean":
-        return torch.stack(found).mean(0)
-    if kind == "rows":
-        return torch.cat(found, dim=1) / len(found)
-    if kind == "part":
-        return torch.cat(found) / len(found)
-    if kind == "each":
-        return torch.cat(found, dim=1)
-    assert kind == "same"
-    for other in found[1:]:
-        torch.testing.assert_close(other, found[0], rtol=0, atol=0, msg=f"{name} differs between ranks")
-    return found[0]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)

@@ -2,23 +2,9 @@
 
 import pytest
 import torch
-from torch import Tensor
 
 from rank_cases import CASES, unequal_gather
-from ranks import RankPool, fail
-
-
-def combined(name: str, parts: list[Tensor]) -> Tensor:
-    """What the ranks' results amount to, by the prefix of their name (see rank_cases)."""
-    kind = name.split(".")[0]
-    if kind == "mean":
-        return torch.stack(parts).mean(0)
-    if kind == "rows":
-        return torch.cat(parts, dim=1) / len(parts)
-    assert kind == "same"
-    for part in parts[1:]:
-        torch.testing.assert_close(part, parts[0], rtol=0, atol=0, msg=f"{name} differs between ranks")
-    return parts[0]
+from ranks import RankPool, combined, fail
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)

@@ -44,9 +44,7 @@ def rows(page: str) -> dict[str, str]:
 @pytest.mark.parametrize("page", [compared(), hostile()], ids=["plain", "hostile"])
 def test_the_page_is_whole_and_by_itself(page):
     tree = Tree(page)
-    assert len(tree.ids) == len(set(tree.ids))
-    assert all(address.startswith(("data:", "#")) for address in tree.addresses)
-    assert {address[1:] for address in tree.addresses if address.startswith("#")} <= set(tree.ids)
+    tree.assert_alone()
     assert "default-src 'none'" in page
     drawn = "".join(re.findall(r' (?:d|x|y|x1|x2|cx|width)="([^"]*)"', page)).lower()
     assert "nan" not in drawn

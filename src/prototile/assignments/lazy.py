@@ -236,7 +236,7 @@ class Assignments:
 
     def hard(self) -> Int[Tensor, " n"]:
         """The most probable prototype of every row (the first, among equals)."""
-        return fused.hard(self) if self._fused else self._argmax()[0]
+        return self._argmax()[0]
 
     def counts(self) -> Int[Tensor, " k"]:
         """How many rows of all ranks have each prototype as their most probable one."""
@@ -259,10 +259,16 @@ class Assignments:
 
     def confidence(self) -> Float[Tensor, ""]:
         """The mean probability of the most probable prototype, over all ranks. Not differentiable."""
-        top = (self._argmax()[1] - self.row_logsumexp()).exp()
-        return distributed.mean_rows(top.sum(), len(self))
+        if self.shard is None and not self._fused:
+            logits = self.tiled()
+            log_top = reductions.argmax(logits)[1] - reductions.row_logsumexp(logits)
+        else:
+            log_top = self._argmax()[1] - self.row_logsumexp()
+        return distributed.mean_rows(log_top.exp().sum(), len(self))
 
     def _argmax(self) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
+        if self._fused:
+            return fused.argmax(self)
         if self.shard is None:
             return reductions.argmax(self.tiled())
         logits, rows = self.everywhere()

@@ -1,5 +1,7 @@
 """Reductions over tiles of logits. None of them holds an n x k matrix, none is differentiable."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -71,11 +73,29 @@ def sinkhorn(
         offset = _scaled_columns(logits, log_mass.exp(), iterations, potential)
         if bool((offset.isfinite() | (log_mass == -torch.inf)).all()):
             return offset
+    return alternated(
+        log_mass,
+        iterations,
+        potential,
+        rows=lambda offset: row_logsumexp_under(logits, offset),
+        columns=lambda potential: distributed.logsumexp(column_logsumexp(logits, potential)),
+    )
+
+
+def alternated(
+    log_mass: Float[Tensor, " k"],
+    iterations: int,
+    potential: Float[Tensor, " n"] | None,
+    *,
+    rows: Callable[[Tensor], Tensor],
+    columns: Callable[[Tensor | None], Tensor],
+) -> Float[Tensor, " k"]:
+    """Sinkhorn in the log domain, from log-sum-exps of rows under columns' potentials, and of columns under rows'."""
     offset = torch.zeros_like(log_mass)
     for i in range(iterations):
         if i > 0:
-            potential = -row_logsumexp_under(logits, offset)
-        total = distributed.logsumexp(column_logsumexp(logits, potential))
+            potential = -rows(offset)
+        total = columns(potential)
         offset = torch.where(total == -torch.inf, total, log_mass - total)  # out of every row's reach: closed
     return offset
 

@@ -265,7 +265,13 @@ def sinkhorn(
     offset = _scaled_columns(logits, own, iterations, start, peak)
     (broken,) = distributed.any_rank(not bool((offset.isfinite() | (own == -torch.inf)).all()), device=log_mass.device)
     if broken:
-        offset = _scaled_columns_in_logs(logits, own, iterations, potential)
+        offset = reductions.alternated(
+            own,
+            iterations,
+            potential,
+            rows=lambda offset: distributed.logsumexp(reductions.row_logsumexp_under(logits, offset)),
+            columns=lambda potential: reductions.column_logsumexp(logits, potential),
+        )
     return distributed.concatenate(offset, shard.counts)
 
 
@@ -278,14 +284,4 @@ def _scaled_columns(logits: Logits, log_mass: Tensor, iterations: int, subtract:
         if i < iterations - 1:
             rows = distributed.sum(over_rows(logits, subtract=peak, gain=offset.exp()).total)
             subtract = peak + rows.log()
-    return offset
-
-
-def _scaled_columns_in_logs(logits: Logits, log_mass: Tensor, iterations: int, potential: Tensor | None) -> Tensor:
-    offset = torch.zeros_like(log_mass)
-    for i in range(iterations):
-        if i > 0:
-            potential = -distributed.logsumexp(reductions.row_logsumexp_under(logits, offset))
-        total = reductions.column_logsumexp(logits, potential)
-        offset = torch.where(total == -torch.inf, total, log_mass - total)  # out of every row's reach: closed
     return offset

@@ -32,11 +32,7 @@ class ImportedHead(nn.Module):
     def forward(self, features: Float[Tensor, "n d"], temperature: float) -> Assignments:
         if self.projector is None:
             raise ValueError("the file holds prototypes without a projector: give the checkpoint of the whole network")
-        return self.assignments(self.projector(features), temperature)
-
-    def assignments(self, embeddings: Float[Tensor, "n d"], temperature: float) -> Assignments:
-        """The project's own softmax over prototypes, of rows that the projector has made."""
-        return self.prototypes(embeddings, temperature)
+        return self.prototypes(self.projector(features), temperature)
 
     def scores(self, embeddings: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
         """What the project's softmax sees before it divides by a temperature, of rows that the projector has made."""

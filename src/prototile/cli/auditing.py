@@ -201,8 +201,7 @@ class _Looked:
 
 def _offset(head: ImportedHead, temperature: float) -> Tensor | None:
     """What the head's softmax adds to its logits: a bias, vMF's normaliser."""
-    none = head.prototypes.vectors.new_zeros(1, head.prototypes.vectors.shape[1])
-    offset = head.assignments(none, temperature).offset
+    offset = head.prototypes.offset(temperature)
     return None if offset is None else offset.detach().cpu()
 
 

@@ -101,9 +101,7 @@ class Figure:
 
 def even_ticks(high: float, wished: int = 5) -> list[float]:
     """Round numbers from 0 to the first one that is not below `high`."""
-    raw = max(high, 1e-12) / wished
-    size = 10 ** math.floor(math.log10(raw))
-    step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= raw * (1 - 1e-9))
+    step = _round_step(max(high, 1e-12) / wished)
     return [i * step for i in range(math.ceil(high / step - 1e-9) + 1)]
 
 
@@ -120,11 +118,15 @@ def power_ticks(low: float, high: float, most: int = 7) -> list[float]:
 
 def round_ticks(low: float, high: float, wished: int = 5) -> list[float]:
     """Round numbers between the two."""
-    raw = max(high - low, 1e-12) / wished
-    size = 10 ** math.floor(math.log10(raw))
-    step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= raw * (1 - 1e-9))
+    step = _round_step(max(high - low, 1e-12) / wished)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(i * step, 12) + 0.0 for i in range(first, last + 1)]
+
+
+def _round_step(raw: float) -> float:
+    """The first round number that is not below."""
+    size = 10 ** math.floor(math.log10(raw))
+    return next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= raw * (1 - 1e-9))
 
 
 def chart(

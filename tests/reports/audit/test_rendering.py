@@ -31,9 +31,7 @@ def test_the_page_is_whole_and_by_itself():
         "verdict", "prototypes-1", "clusters-1", "prototypes-2", "clusters-2", "embeddings-1", "maps", "neighbors",
         "comparison", "epochs", "browse-1", "browse-2", "file",
     ]  # fmt: skip
-    assert len(tree.ids) == len(set(tree.ids))
-    assert all(address.startswith(("data:", "#")) for address in tree.addresses)
-    assert {address[1:] for address in tree.addresses if address.startswith("#")} <= set(tree.ids)
+    tree.assert_alone()
     assert "default-src 'none'" in page
     paths = "".join(re.findall(r' (?:d|x|y|cx|cy|width|height)="([^"]*)"', page)).lower()
     assert "nan" not in paths

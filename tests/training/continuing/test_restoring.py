@@ -71,7 +71,7 @@ def test_what_the_file_holds_goes_on(case, tmp_path):
                 continue
             rows, head = network.head.projector(found.pooled), file.heads["cls"]
             assert torch.equal(rows, head.projector(features.pooled))
-            wanted = head.assignments(rows, TEMPERATURE).probabilities()
+            wanted = head.prototypes(rows, TEMPERATURE).probabilities()
             assert torch.equal(network.head.prototypes(rows, TEMPERATURE).probabilities(), wanted)
             if name == "excb":
                 assert torch.equal(network.head.predictor(rows), file.predictor(rows))

@@ -10,11 +10,11 @@ all can be recorded in a CUDA graph. Results are the same on every call.
 """
 
 from prototile.assignments.fused.api import (
+    argmax,
     column_logsumexp,
     column_sums,
     cross_entropy,
     cross_entropy_and_sums,
-    hard,
     over_prototypes,
     over_rows,
     row_logsumexp,
@@ -22,11 +22,11 @@ from prototile.assignments.fused.api import (
 )
 
 __all__ = [
+    "argmax",
     "column_logsumexp",
     "column_sums",
     "cross_entropy",
     "cross_entropy_and_sums",
-    "hard",
     "over_prototypes",
     "over_rows",
     "row_logsumexp",

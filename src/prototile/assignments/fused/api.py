@@ -1,5 +1,6 @@
 """What assignments ask of the kernels."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from prototile import distributed
 from prototile.assignments.pairs import Pairs
+from prototile.assignments.reductions import alternated
 from prototile.assignments.tiles import Logits
 from prototile.kernels import Sums
 from prototile.precision import products_dtype
@@ -42,20 +44,23 @@ def column_logsumexp(assignments: "Assignments", potential: Tensor | None) -> Te
     return _ops().fused_column_logsumexp(*_side(assignments), potential, products_dtype(*_operands(assignments)))
 
 
-def hard(assignments: "Assignments") -> Tensor:
-    """The first most probable prototype of every row."""
-    return _ops().fused_argmax(*_side(assignments), products_dtype(*_operands(assignments)))[0]
+def argmax(assignments: "Assignments") -> tuple[Tensor, Tensor]:
+    """The first largest logit of every row: where it is and its value."""
+    return _ops().fused_argmax(*_side(assignments), products_dtype(*_operands(assignments)))
 
 
 def sinkhorn(assignments: "Assignments", log_mass: Tensor, iterations: int, potential: Tensor | None) -> Tensor:
     """See `reductions.sinkhorn`; two passes an iteration, since a program sees some of the rows only."""
-    offset = torch.zeros_like(log_mass)
-    for i in range(iterations):
-        if i > 0:
-            potential = -row_logsumexp(assignments.shift(offset))
-        total = distributed.logsumexp(column_logsumexp(assignments, potential))
-        offset = torch.where(total == -torch.inf, total, log_mass - total)  # out of every row's reach: closed
-    return offset
+    z, w = _operands(assignments)
+    dtype = products_dtype(z, w)  # rounded once, not in every pass
+    assignments = replace(assignments, embeddings=z.to(dtype), prototypes=w.to(dtype))
+    return alternated(
+        log_mass,
+        iterations,
+        potential,
+        rows=lambda offset: row_logsumexp(assignments.shift(offset)),
+        columns=lambda potential: distributed.logsumexp(column_logsumexp(assignments, potential)),
+    )
 
 
 def over_rows(

@@ -42,10 +42,8 @@ class Files:
     def imported(self, choice: Choice) -> Imported:
         network, why = self._chosen(choice)
         self._entries()
-        parts = {
-            name: self._sorted(name, path) for name, path in self.there.items()
-        }  # quick, so all before any is built
-        built = {name: self._built(name, sorted_) for name, sorted_ in parts.items()}
+        parts = {name: self._sorted(name, path) for name, path in self.there.items()}
+        built = {name: self._built(name, each) for name, each in parts.items()}  # slow: after all is known to fit
         chosen = built[network]
         layout, backbone = self.layout, chosen.found
         kind, dims = (None, 0) if backbone is None else (backbone.kind, backbone.network.dims)
